@@ -1,0 +1,76 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv/ from src/requirements-dev.lock.
+
+PYTHON ?= python3
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check lint format types openapi lock lock-check clean
+.SUFFIXES:
+
+# `python -m` instead of the scripts in .venv/bin, whose first line breaks when the folder is moved or renamed.
+python := ../.venv/bin/python
+compile := UV_NO_CONFIG=1 $(python) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header $(if $(UPGRADE),--upgrade) pyproject.toml
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: .venv/installed  ## Create .venv/ with exactly what src/requirements-dev.lock names
+
+# uv, itself checked against the lock, installs in a third of the time that pip takes, but knows nothing of pip's
+# settings (mirror, certificates): where it fails, pip does the work.
+.venv/installed: src/requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2; exit 1; }
+	@.venv/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv || { rm -rf .venv; exit 1; }
+	@echo 'installing src/requirements-dev.lock into .venv/'
+	@{ awk '/^uv==/,/# via/' $< | .venv/bin/python -m pip install --quiet --require-hashes -r /dev/stdin && \
+		.venv/bin/python -m uv pip sync --quiet --require-hashes --compile-bytecode \
+			--python .venv/bin/python $<; } || { \
+		echo 'uv could not install the packages; trying pip' >&2; \
+		.venv/bin/python -m ensurepip >/dev/null; \
+		.venv/bin/python -m pip install --quiet --require-hashes -r $<; }
+	@touch $@
+
+run: install  ## Start PostgreSQL, Valkey, API and worker (PORT=8000)
+	@cd src && exec $(python) -m scripts.dev --port $(PORT)
+
+test: install  ## Run the tests, on servers of their own
+	cd src && $(python) -m pytest -n auto
+
+check: lint types lock-check  ## Everything that CI runs
+	cd src && $(python) -m scripts.openapi --check
+	cd src && $(python) -m scripts.servers sh -c \
+		'$(python) -m alembic upgrade head && $(python) -m alembic check'
+	$(MAKE) --no-print-directory test
+
+lint: install
+	cd src && $(python) -m ruff format --check . && $(python) -m ruff check .
+	cd src && $(python) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+format: install  ## Format the code and mend what ruff can mend
+	cd src && $(python) -m ruff check --fix . ; $(python) -m ruff format .
+
+types: install
+	cd src && $(python) -m mypy
+
+openapi: install  ## Write src/openapi.json anew
+	cd src && $(python) -m scripts.openapi
+
+lock: install  ## Write the lock files anew; UPGRADE=1 takes the newest versions
+	cd src && $(compile) -o requirements.lock
+	cd src && $(compile) --group dev -c requirements.lock -o requirements-dev.lock
+
+# The compiler keeps what the output file already names, so this fails when pyproject.toml was changed and not locked,
+# and not because something new was released.
+lock-check: install
+	@cd src && new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT && cp requirements*.lock "$$new" && \
+		$(compile) -o "$$new/requirements.lock" && \
+		$(compile) --group dev -c requirements.lock -o "$$new/requirements-dev.lock" && \
+		diff -u requirements.lock "$$new/requirements.lock" && \
+		diff -u requirements-dev.lock "$$new/requirements-dev.lock" || \
+		{ echo 'the lock files are not current: make lock' >&2; exit 1; }
+
+clean:  ## Remove .venv/ and caches, not the data in .local/
+	rm -rf .venv src/.mypy_cache src/.pytest_cache src/.ruff_cache src/.import_linter_cache src/.hypothesis
+	find src -name __pycache__ -type d -prune -exec rm -rf {} +
