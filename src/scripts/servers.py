@@ -55,6 +55,7 @@ class Process:
     ) -> None:
         self._stop_signal = stop_signal
         self._pid_file = pid_file
+        self._stopped = False
         uid, gid = owner or (os.geteuid(), os.getegid())
         child = [sys.executable, "-IS", CHILD, str(os.getpid()), str(int(stop_signal)), str(uid), str(gid)]
         self.popen = subprocess.Popen(
@@ -79,6 +80,9 @@ class Process:
 
     def stop(self, stop_signal: signal.Signals | None = None) -> None:
         """End it and whatever it started."""
+        if self._stopped:
+            return
+        self._stopped = True
         if self.popen.poll() is None:
             self.popen.send_signal(stop_signal or self._stop_signal)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -158,7 +162,7 @@ class Server(ABC):
             self._process.stop(stop_signal)
 
     def _start_once(self) -> bool:
-        with (self.directory / "server.log").open("wb") as log:
+        with (Path(os.devnull) if self._output else self._log).open("wb") as log:
             self._process = Process(
                 self._command(),
                 cwd=self.directory,
@@ -185,10 +189,14 @@ class Server(ABC):
     def _pid_file(self) -> Path:
         return self.directory / "pid"
 
+    @property
+    def _log(self) -> Path:
+        return self.directory / "server.log"
+
     def _log_tail(self) -> str:
         if self._output is not None:
             return "what it said stands above"
-        return (self.directory / "server.log").read_text(errors="replace")[-2000:]
+        return self._log.read_text(errors="replace")[-2000:]
 
     def _owner(self) -> tuple[int, int] | None:
         return None
@@ -229,7 +237,6 @@ class Postgres(Server):
     def password(self) -> str:
         return self._password_file.read_text()
 
-    @property
     def environment(self) -> dict[str, str]:
         return {
             "POSTGRES_SERVER": HOST,
@@ -362,7 +369,7 @@ def throw_away_servers() -> Iterator[dict[str, str]]:
         stack.callback(postgres.stop, signal.SIGQUIT)
         postgres.start()
         stack.enter_context(valkey)
-        yield {**postgres.environment, **valkey.environment("CACHE", "QUEUE", "RATE_LIMIT")}
+        yield {**postgres.environment(), **valkey.environment("CACHE", "QUEUE", "RATE_LIMIT")}
 
 
 def port_is_free(port: int, host: str = HOST) -> bool:
