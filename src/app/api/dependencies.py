@@ -1,0 +1,135 @@
+"""What endpoints ask for by type (session, reader, who is calling), and the guards of routes."""
+
+import logging
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBasic, HTTPBasicCredentials, OAuth2PasswordBearer
+
+from app.core.config import DefaultRateLimitSettings, settings
+from app.core.database import ReaderDep, SessionDep
+from app.core.exceptions import ForbiddenError, NotFoundError, RateLimitExceededError, UnauthorizedError
+from app.core.middleware import add_response_headers
+from app.core.rate_limit import client_address, limiter, route_template, sanitize_path
+from app.core.security import read_access_token
+from app.crud.crud_users import crud_users
+from app.schemas.user import Caller, Username
+
+__all__ = [
+    "CurrentSuperuser",
+    "CurrentUser",
+    "EditableUserId",
+    "OptionalUser",
+    "OwnUserId",
+    "ReaderDep",
+    "SessionDep",
+    "get_current_superuser",
+    "get_current_user",
+    "get_docs_reader",
+    "get_optional_user",
+    "rate_limiter",
+]
+
+logger = logging.getLogger(__name__)
+
+_bearer = OAuth2PasswordBearer(tokenUrl="/api/v1/login", auto_error=False)
+_basic = HTTPBasic(realm="docs", auto_error=False)
+
+
+async def get_optional_user(
+    request: Request, token: Annotated[str | None, Depends(_bearer)], db: ReaderDep
+) -> Caller | None:
+    """The user whose token came with the request, None without a token; a token that is not valid is refused.
+
+    One query also finds the limit of the user's tier, should `rate_limiter` want it.
+    """
+    if token is None:
+        return None
+    user = await crud_users.get_caller(db, read_access_token(token), sanitize_path(route_template(request)))
+    if user is None:
+        raise UnauthorizedError("The user of this token has been deleted", challenge='Bearer error="invalid_token"')
+    return user
+
+
+OptionalUser = Annotated[Caller | None, Depends(get_optional_user)]
+
+
+async def get_current_user(user: OptionalUser) -> Caller:
+    if user is None:
+        raise UnauthorizedError
+    return user
+
+
+CurrentUser = Annotated[Caller, Depends(get_current_user)]
+
+
+async def get_current_superuser(user: CurrentUser) -> Caller:
+    if not user["is_superuser"]:
+        raise ForbiddenError("Only superusers are allowed to do this")
+    return user
+
+
+CurrentSuperuser = Annotated[Caller, Depends(get_current_superuser)]
+
+
+async def get_editable_user_id(username: Username, current_user: CurrentUser, db: ReaderDep) -> int:
+    """The id of the user named in the path, for that user and for superusers: writes go by it, a name may change."""
+    if username == current_user["username"]:
+        return current_user["id"]
+    user = await crud_users.get(db, ["id"], username=username, is_deleted=False)
+    if user is None:
+        raise NotFoundError("User not found")
+    if not current_user["is_superuser"]:
+        raise ForbiddenError
+    return int(user["id"])
+
+
+EditableUserId = Annotated[int, Depends(get_editable_user_id)]
+
+
+async def get_own_user_id(user_id: EditableUserId, current_user: CurrentUser) -> int:
+    """The id of the user named in the path, for that user only."""
+    if user_id != current_user["id"]:
+        raise ForbiddenError
+    return user_id
+
+
+OwnUserId = Annotated[int, Depends(get_own_user_id)]
+
+
+async def get_docs_reader(
+    user: OptionalUser, credentials: Annotated[HTTPBasicCredentials | None, Depends(_basic)], db: ReaderDep
+) -> None:
+    """Let superusers pass, by token or by the name and password that a browser asks for."""
+    if user is not None:
+        is_superuser = user["is_superuser"]
+    else:
+        found = credentials and await crud_users.authenticate(db, credentials.username, credentials.password)
+        if not found:
+            raise UnauthorizedError("Only superusers may read the docs", challenge='Basic realm="docs", Bearer')
+        is_superuser = found["is_superuser"]
+    if not is_superuser:
+        raise ForbiddenError("Only superusers may read the docs")
+
+
+async def rate_limiter(request: Request, user: OptionalUser) -> None:
+    """Refuse requests beyond the limit of the user's tier on this route, or beyond the default limit."""
+    if not limiter.is_open:
+        return
+    path = sanitize_path(route_template(request))
+    client = f"user:{user['id']}" if user else f"address:{client_address(request, settings)}"
+    if user is not None and user["rate_limit"] is not None and user["rate_period"] is not None:
+        limit, period = user["rate_limit"], user["rate_period"]
+    elif isinstance(settings, DefaultRateLimitSettings):
+        limit, period = settings.DEFAULT_RATE_LIMIT_LIMIT, settings.DEFAULT_RATE_LIMIT_PERIOD
+        if user is not None:
+            values = {"user_id": user["id"], "tier_id": user["tier_id"], "path": path, "limit": limit, "period": period}
+            logger.warning("no rate limit for this tier and path, the default is used", extra=values)
+    else:
+        return
+    quota = await limiter.hit(f"{path}:{client}", limit, period)
+    if quota is None:
+        return
+    add_response_headers(request.scope, quota.headers(path))
+    if not quota.allowed:
+        raise RateLimitExceededError

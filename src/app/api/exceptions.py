@@ -1,0 +1,75 @@
+"""Turns the errors of `app.core.exceptions` into responses, and documents them in OpenAPI with `responses(...)`."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+
+from app.core.exceptions import (
+    AppError,
+    ConflictError,
+    ForbiddenError,
+    InvalidValueError,
+    NotFoundError,
+    RateLimitExceededError,
+    ServiceUnavailableError,
+    UnauthorizedError,
+)
+from app.core.setup import ExceptionHandler
+
+STATUS_CODES: Mapping[type[AppError], int] = {
+    UnauthorizedError: 401,
+    ForbiddenError: 403,
+    NotFoundError: 404,
+    ConflictError: 409,
+    InvalidValueError: 422,
+    RateLimitExceededError: 429,
+    ServiceUnavailableError: 503,
+}
+
+
+class ErrorMessage(BaseModel):
+    """The body of every error except a 422 for malformed input, whose detail is a list."""
+
+    detail: str
+
+
+def status_code(error: type[AppError]) -> int:
+    """The status of an error is that of its nearest ancestor in the table."""
+    return next(STATUS_CODES[ancestor] for ancestor in error.__mro__ if ancestor in STATUS_CODES)
+
+
+def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
+    """Document what an endpoint may answer besides success: `responses=responses(NotFoundError, …)`."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        description = documented.get(status_code(error), {}).get("description")
+        documented[status_code(error)] = {
+            "model": ErrorMessage,
+            "description": f"{description}; or: {error.detail}" if description else error.detail,
+        }
+    return documented
+
+
+def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:
+    # ASCII only: a lone surrogate that came in with the request could not be encoded otherwise.
+    body = json.dumps({"detail": detail}).encode()
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def handle_app_error(_: Request, error: AppError) -> Response:
+    return _json(status_code(type(error)), error.detail, error.headers)
+
+
+async def handle_validation_error(_: Request, error: RequestValidationError) -> Response:
+    """Say what is malformed and where, without the input: it may be a password."""
+    return _json(422, [{name: item[name] for name in ("type", "loc", "msg")} for item in error.errors()])
+
+
+exception_handlers: dict[type[Exception], ExceptionHandler] = {
+    AppError: handle_app_error,
+    RequestValidationError: handle_validation_error,
+}

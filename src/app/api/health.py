@@ -1,0 +1,39 @@
+from fastapi import APIRouter, Response
+from sqlalchemy import text
+
+from app.core import cache, queue
+from app.core.database import Reader, ReaderDep
+from app.core.exceptions import DatabaseUnavailableError
+from app.core.models import HealthCheck, Readiness
+from app.core.rate_limit import limiter
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health")
+async def read_health(response: Response) -> HealthCheck:
+    """Whether the process is alive; asks no server."""
+    response.headers["Cache-Control"] = "no-store"
+    return HealthCheck(status="ok")
+
+
+@router.get("/health/ready", responses={503: {"model": Readiness, "description": "PostgreSQL is away"}})
+async def read_readiness(response: Response, db: ReaderDep) -> Readiness:
+    """Whether the service can answer: 503 without PostgreSQL, `degraded` while a Redis server is away."""
+    response.headers["Cache-Control"] = "no-store"
+    servers = [server for server in (cache.store.server, queue.server, limiter.server) if server.is_open]
+    dependencies = {"postgresql": await _database_is_up(db)}
+    for server in servers:
+        dependencies[server.role] = await server.is_up()
+    status = "ready" if all(dependencies.values()) else "degraded"
+    if not dependencies["postgresql"]:
+        status, response.status_code = "not ready", 503
+    return Readiness(status=status, dependencies={name: "up" if up else "down" for name, up in dependencies.items()})
+
+
+async def _database_is_up(db: Reader) -> bool:
+    try:
+        await db.fetch_all(text("SELECT version_num FROM alembic_version"), {})
+    except DatabaseUnavailableError:
+        return False
+    return True

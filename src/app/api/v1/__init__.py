@@ -1,0 +1,28 @@
+from fastapi import APIRouter
+
+from app.api.exceptions import ErrorMessage, responses
+from app.api.v1.login import router as login_router
+from app.api.v1.posts import router as posts_router
+from app.api.v1.rate_limits import router as rate_limits_router
+from app.api.v1.tasks import router as tasks_router
+from app.api.v1.tiers import router as tiers_router
+from app.api.v1.users import router as users_router
+from app.core.config import RedisQueueSettings, settings
+from app.core.exceptions import ServiceUnavailableError
+
+router = APIRouter(
+    prefix="/v1",
+    responses={
+        400: {"model": ErrorMessage, "description": "The body cannot be parsed"},
+        413: {"model": ErrorMessage, "description": "The body is too large"},
+        **responses(ServiceUnavailableError),
+    },
+)
+router.include_router(login_router)
+router.include_router(users_router)
+if isinstance(settings, RedisQueueSettings):
+    router.include_router(tasks_router)
+router.include_router(tiers_router)
+router.include_router(rate_limits_router)
+# Last: the paths of posts begin with a username, which must not hide a word that another route begins with.
+router.include_router(posts_router)

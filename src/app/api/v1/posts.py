@@ -1,0 +1,107 @@
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+
+from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, SessionDep
+from app.api.exceptions import responses
+from app.api.paginated import ItemsPerPage, PageNumber, PaginatedListResponse, compute_offset, paginated_response
+from app.core.cache import cache
+from app.core.database import Reader
+from app.core.exceptions import ForbiddenError, NotFoundError, UnauthorizedError
+from app.core.models import Message, RowId
+from app.crud.crud_posts import crud_posts
+from app.crud.crud_users import crud_users
+from app.models.post import Post
+from app.schemas.post import PostCreate, PostCreateInternal, PostRead, PostUpdate
+from app.schemas.user import Username
+
+router = APIRouter(tags=["posts"])
+
+PostId = Annotated[RowId, Path()]
+_LISTS = ["{username}_posts:*"]
+
+
+@router.post(
+    "/{username}/post",
+    response_model=PostRead,
+    status_code=201,
+    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
+)
+@cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
+async def write_post(
+    request: Request, username: Username, post: PostCreate, db: SessionDep, user_id: OwnUserId
+) -> Post:
+    """Write a post under one's own name."""
+    return await crud_posts.create(db, PostCreateInternal(**post.model_dump(), created_by_user_id=user_id))
+
+
+@router.get("/{username}/posts", response_model=PaginatedListResponse[PostRead], responses=responses(NotFoundError))
+@cache("{username}_posts:page_{page}:items_per_page:{items_per_page}", resource_id_name="username", expiration=60)
+async def read_posts(
+    request: Request, username: Username, db: ReaderDep, page: PageNumber = 1, items_per_page: ItemsPerPage = 10
+) -> dict[str, Any]:
+    """List a user's posts, in the order in which they were written."""
+    posts = await crud_posts.get_multi(
+        db,
+        compute_offset(page, items_per_page),
+        items_per_page,
+        PostRead,
+        created_by_user_id=await _user_id(db, username),
+        is_deleted=False,
+    )
+    return paginated_response(posts, page, items_per_page)
+
+
+@router.get("/{username}/post/{id}", response_model=PostRead, responses=responses(NotFoundError))
+@cache("{username}_post_cache", resource_id_name="id")
+async def read_post(request: Request, username: Username, id: PostId, db: ReaderDep) -> dict[str, Any]:
+    """Read a post."""
+    user_id = await _user_id(db, username)
+    post = await crud_posts.get(db, PostRead, id=id, created_by_user_id=user_id, is_deleted=False)
+    if post is None:
+        raise NotFoundError("Post not found")
+    return post
+
+
+@router.patch(
+    "/{username}/post/{id}",
+    response_model=PostRead,
+    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
+)
+@cache("{username}_post_cache", resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+async def patch_post(
+    request: Request, username: Username, id: PostId, values: PostUpdate, db: SessionDep, user_id: OwnUserId
+) -> dict[str, Any]:
+    """Change what the body names in one's own post."""
+    post = await crud_posts.update_one(db, values, PostRead, id=id, created_by_user_id=user_id, is_deleted=False)
+    if post is None:
+        raise NotFoundError("Post not found")
+    return post
+
+
+@router.delete("/{username}/post/{id}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError))
+@cache("{username}_post_cache", resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+async def erase_post(request: Request, username: Username, id: PostId, db: SessionDep, user_id: OwnUserId) -> Message:
+    """Delete one's own post; the row stays."""
+    if not await crud_posts.delete(db, id=id, created_by_user_id=user_id):
+        raise NotFoundError("Post not found")
+    return Message(message="Post deleted")
+
+
+@router.delete("/{username}/db_post/{id}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError))
+@cache("{username}_post_cache", resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+async def erase_db_post(
+    request: Request, username: Username, id: PostId, db: SessionDep, reader: ReaderDep, _: CurrentSuperuser
+) -> Message:
+    """Really delete a post, deleted before or not."""
+    user = await crud_users.get(reader, ["id"], username=username)
+    if user is None or not await crud_posts.db_delete(db, id=id, created_by_user_id=user["id"]):
+        raise NotFoundError("Post not found")
+    return Message(message="Post deleted from the database")
+
+
+async def _user_id(db: Reader, username: str) -> int:
+    user = await crud_users.get(db, ["id"], username=username, is_deleted=False)
+    if user is None:
+        raise NotFoundError("User not found")
+    return int(user["id"])

@@ -1,0 +1,71 @@
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path
+
+from app.api.dependencies import ReaderDep, SessionDep, get_current_superuser
+from app.api.exceptions import responses
+from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
+from app.core.exceptions import DuplicateValueError, ForbiddenError, NotFoundError, UnauthorizedError
+from app.core.models import Message, RowId
+from app.crud.crud_rate_limit import crud_rate_limits
+from app.crud.crud_tier import crud_tiers
+from app.models.rate_limit import RateLimit
+from app.schemas.rate_limit import RateLimitCreate, RateLimitCreateInternal, RateLimitRead, RateLimitUpdate
+from app.schemas.tier import TierName
+
+router = APIRouter(
+    prefix="/tier/{tier_name}",
+    tags=["rate limits"],
+    dependencies=[Depends(get_current_superuser)],
+    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
+)
+
+
+async def get_tier_id(tier_name: TierName, db: ReaderDep) -> int:
+    tier = await crud_tiers.get(db, ["id"], name=tier_name)
+    if tier is None:
+        raise NotFoundError("Tier not found")
+    return int(tier["id"])
+
+
+TierId = Annotated[int, Depends(get_tier_id)]
+RateLimitId = Annotated[RowId, Path()]
+
+
+@router.post("/rate_limit", response_model=RateLimitRead, status_code=201, responses=responses(DuplicateValueError))
+async def write_rate_limit(tier_id: TierId, rate_limit: RateLimitCreate, db: SessionDep) -> RateLimit:
+    """Limit what each user of the tier may request on a path."""
+    return await crud_rate_limits.create(db, RateLimitCreateInternal(**rate_limit.model_dump(), tier_id=tier_id))
+
+
+@router.get("/rate_limits", response_model=PaginatedListResponse[RateLimitRead])
+async def read_rate_limits(tier_id: TierId, db: ReaderDep, page: PageDep) -> dict[str, Any]:
+    """List the rate limits of a tier."""
+    limits = await crud_rate_limits.get_multi(db, page.offset, page.items_per_page, RateLimitRead, tier_id=tier_id)
+    return paginated_response(limits, page.page, page.items_per_page)
+
+
+@router.get("/rate_limit/{id}", response_model=RateLimitRead)
+async def read_rate_limit(tier_id: TierId, id: RateLimitId, db: ReaderDep) -> dict[str, Any]:
+    """Read a rate limit."""
+    rate_limit = await crud_rate_limits.get(db, RateLimitRead, id=id, tier_id=tier_id)
+    if rate_limit is None:
+        raise NotFoundError("Rate limit not found")
+    return rate_limit
+
+
+@router.patch("/rate_limit/{id}", response_model=RateLimitRead, responses=responses(DuplicateValueError))
+async def patch_rate_limit(tier_id: TierId, id: RateLimitId, values: RateLimitUpdate, db: SessionDep) -> dict[str, Any]:
+    """Change what the body names in a rate limit."""
+    rate_limit = await crud_rate_limits.update_one(db, values, RateLimitRead, id=id, tier_id=tier_id)
+    if rate_limit is None:
+        raise NotFoundError("Rate limit not found")
+    return rate_limit
+
+
+@router.delete("/rate_limit/{id}")
+async def erase_rate_limit(tier_id: TierId, id: RateLimitId, db: SessionDep) -> Message:
+    """Delete a rate limit: the default limit is used in its place."""
+    if not await crud_rate_limits.delete(db, id=id, tier_id=tier_id):
+        raise NotFoundError("Rate limit not found")
+    return Message(message="Rate limit deleted")

@@ -1,0 +1,63 @@
+from typing import Any
+
+from fastapi import APIRouter, Depends
+
+from app.api.dependencies import ReaderDep, SessionDep, get_current_superuser
+from app.api.exceptions import responses
+from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
+from app.core.exceptions import (
+    DuplicateValueError,
+    ForbiddenError,
+    NotFoundError,
+    StillReferencedError,
+    UnauthorizedError,
+)
+from app.core.models import Message
+from app.crud.crud_tier import crud_tiers
+from app.models.tier import Tier
+from app.schemas.tier import TierCreate, TierCreateInternal, TierName, TierRead, TierUpdate
+
+router = APIRouter(
+    tags=["tiers"],
+    dependencies=[Depends(get_current_superuser)],
+    responses=responses(UnauthorizedError, ForbiddenError),
+)
+
+
+@router.post("/tier", response_model=TierRead, status_code=201, responses=responses(DuplicateValueError))
+async def write_tier(tier: TierCreate, db: SessionDep) -> Tier:
+    """Create a tier."""
+    return await crud_tiers.create(db, TierCreateInternal(**tier.model_dump()))
+
+
+@router.get("/tiers", response_model=PaginatedListResponse[TierRead])
+async def read_tiers(db: ReaderDep, page: PageDep) -> dict[str, Any]:
+    """List the tiers."""
+    tiers = await crud_tiers.get_multi(db, page.offset, page.items_per_page, TierRead)
+    return paginated_response(tiers, page.page, page.items_per_page)
+
+
+@router.get("/tier/{name}", response_model=TierRead, responses=responses(NotFoundError))
+async def read_tier(name: TierName, db: ReaderDep) -> dict[str, Any]:
+    """Read a tier."""
+    tier = await crud_tiers.get(db, TierRead, name=name)
+    if tier is None:
+        raise NotFoundError("Tier not found")
+    return tier
+
+
+@router.patch("/tier/{name}", response_model=TierRead, responses=responses(NotFoundError, DuplicateValueError))
+async def patch_tier(name: TierName, values: TierUpdate, db: SessionDep) -> dict[str, Any]:
+    """Rename a tier."""
+    tier = await crud_tiers.update_one(db, values, TierRead, name=name)
+    if tier is None:
+        raise NotFoundError("Tier not found")
+    return tier
+
+
+@router.delete("/tier/{name}", responses=responses(NotFoundError, StillReferencedError))
+async def erase_tier(name: TierName, db: SessionDep) -> Message:
+    """Delete a tier that no user is in, with its rate limits."""
+    if not await crud_tiers.delete(db, name=name):
+        raise NotFoundError("Tier not found")
+    return Message(message="Tier deleted")

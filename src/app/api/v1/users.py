@@ -1,0 +1,152 @@
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from app.api.dependencies import CurrentSuperuser, CurrentUser, EditableUserId, OptionalUser, ReaderDep, SessionDep
+from app.api.exceptions import responses
+from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
+from app.core.cache import cache
+from app.core.exceptions import (
+    DuplicateValueError,
+    ForbiddenError,
+    MissingReferenceError,
+    NotFoundError,
+    UnauthorizedError,
+)
+from app.core.models import Message
+from app.core.security import get_password_hash
+from app.crud.crud_rate_limit import crud_rate_limits
+from app.crud.crud_users import LastSuperuserError, crud_users
+from app.models.user import User
+from app.schemas.rate_limit import RateLimitRead
+from app.schemas.user import (
+    Caller,
+    UserCreate,
+    UserCreateInternal,
+    Username,
+    UserRead,
+    UserReadOwn,
+    UserReadRateLimits,
+    UserTierUpdate,
+    UserUpdate,
+)
+
+router = APIRouter(tags=["users"])
+
+# Every stored answer whose key holds the user's name: it ends when the user changes or goes.
+_CACHED = ["{username}_posts:*", "{username}_post_cache:*"]
+
+
+@router.post("/user", response_model=UserReadOwn, status_code=201, responses=responses(DuplicateValueError))
+async def write_user(user: UserCreate, db: SessionDep) -> User:
+    """Sign up."""
+    hashed_password = await get_password_hash(user.password)
+    internal = UserCreateInternal(**user.model_dump(exclude={"password"}), hashed_password=hashed_password)
+    return await crud_users.create(db, internal)
+
+
+@router.get("/users", response_model=PaginatedListResponse[UserRead])
+async def read_users(db: ReaderDep, page: PageDep) -> dict[str, Any]:
+    """List the users, in the order in which they signed up."""
+    users = await crud_users.get_multi(db, page.offset, page.items_per_page, UserRead, is_deleted=False)
+    return paginated_response(users, page.page, page.items_per_page)
+
+
+@router.get("/user/me", response_model=UserReadOwn, responses=responses(UnauthorizedError))
+@router.get("/user/me/", response_model=UserReadOwn, include_in_schema=False)
+async def read_users_me(current_user: CurrentUser) -> Caller:
+    """Read the signed-in user."""
+    return current_user
+
+
+@router.get(
+    "/user/{username}", response_model=UserReadOwn | UserRead, responses=responses(UnauthorizedError, NotFoundError)
+)
+async def read_user(username: Username, db: ReaderDep, current_user: OptionalUser) -> dict[str, Any]:
+    """Read a user; the e-mail address is shown to the user and to superusers only."""
+    own = current_user is not None and (current_user["is_superuser"] or current_user["username"] == username)
+    schema = UserReadOwn if own else UserRead
+    user = await crud_users.get(db, schema, username=username, is_deleted=False)
+    if user is None:
+        raise NotFoundError("User not found")
+    return user
+
+
+@router.patch(
+    "/user/{username}",
+    response_model=UserReadOwn,
+    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, DuplicateValueError),
+)
+@cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
+async def patch_user(
+    request: Request, username: Username, values: UserUpdate, db: SessionDep, user_id: EditableUserId
+) -> dict[str, Any]:
+    """Change what the body names; users may change themselves, superusers everybody."""
+    user = await crud_users.update_one(db, values, UserReadOwn, id=user_id, is_deleted=False)
+    if user is None:
+        raise NotFoundError("User not found")
+    return user
+
+
+@router.delete(
+    "/user/{username}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, LastSuperuserError)
+)
+@cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
+async def erase_user(request: Request, username: Username, db: SessionDep, user_id: EditableUserId) -> Message:
+    """Delete a user; the name and the e-mail address stay taken. Tokens end at once, posts are no longer shown."""
+    await crud_users.lock_for_deletion(db, user_id)
+    if not await crud_users.delete(db, id=user_id):
+        raise NotFoundError("User not found")
+    return Message(message="User deleted")
+
+
+@router.delete(
+    "/db_user/{username}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, LastSuperuserError)
+)
+@cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
+async def erase_db_user(
+    request: Request, username: Username, db: SessionDep, reader: ReaderDep, _: CurrentSuperuser
+) -> Message:
+    """Really delete a user, deleted before or not, with all posts; the name and the e-mail address become free."""
+    user = await crud_users.get(reader, ["id"], username=username)
+    if user is None:
+        raise NotFoundError("User not found")
+    await crud_users.lock_for_deletion(db, user["id"])
+    if not await crud_users.db_delete(db, id=user["id"]):
+        raise NotFoundError("User not found")
+    return Message(message="User deleted from the database")
+
+
+@router.get(
+    "/user/{username}/rate_limits",
+    response_model=UserReadRateLimits,
+    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
+)
+async def read_user_rate_limits(username: Username, db: ReaderDep, _: CurrentSuperuser) -> dict[str, Any]:
+    """Read a user with the rate limits of their tier."""
+    user = await crud_users.get(db, UserReadOwn, username=username, is_deleted=False)
+    if user is None:
+        raise NotFoundError("User not found")
+    limits: list[dict[str, Any]] = []
+    if user["tier_id"] is not None:
+        found = await crud_rate_limits.get_multi(db, 0, 1000, RateLimitRead, tier_id=user["tier_id"])
+        limits = found["data"]
+    return {**user, "tier_rate_limits": limits}
+
+
+@router.patch(
+    "/user/{username}/tier",
+    response_model=UserReadOwn,
+    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
+)
+async def patch_user_tier(
+    username: Username, values: UserTierUpdate, db: SessionDep, _: CurrentSuperuser
+) -> dict[str, Any]:
+    """Put a user into a tier."""
+    try:
+        user = await crud_users.update_one(db, values.model_dump(), UserReadOwn, username=username, is_deleted=False)
+    except MissingReferenceError as error:
+        raise NotFoundError("Tier not found") from error
+    if user is None:
+        raise NotFoundError("User not found")
+    return user

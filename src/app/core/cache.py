@@ -1,0 +1,359 @@
+"""`@cache`: GET endpoints answer with stored bytes, other endpoints remove them once their change is committed.
+
+Why a stored answer is never older than a write that has answered: whoever misses first puts a *lease* under the key,
+then reads the database, and stores the answer only if that lease is still there. A write removes keys after its
+commit, leases included, so nothing read before the commit is stored after it. Whoever finds a lease waits for the
+answer: many simultaneous misses run the endpoint once.
+
+Each key is listed in an index named by its part before the first colon, and served only while it is listed there.
+A pattern looks keys up in the indexes, so that an invalidation does not depend on how many other keys there are.
+"""
+
+import asyncio
+import functools
+import inspect
+import logging
+import re
+import string
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Any, ParamSpec, cast, get_type_hints
+from uuid import uuid4
+
+from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_dependant
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute, serialize_response
+from fastapi.security.base import SecurityBase
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.config import RedisCacheSettings
+from app.core.database import on_commit
+from app.core.exceptions import CacheIdentificationInferenceError, InvalidRequestError, RedisUnavailableError
+from app.core.redis import RedisServer
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+LEASE_SECONDS = 3
+_LEASE = b"\x00"  # JSON never begins with it
+_INDEX = "@cache:index:"
+_INDEXES = "@cache:indexes"
+_GLOB = re.compile(r"([*?\[\]\\])")
+
+# KEYS: key, its index, the list of indexes. ARGV: lease, its milliseconds, seconds to stay listed.
+# Answers the stored bytes or somebody's lease; nil when the caller's lease has been taken.
+_FETCH = """
+if redis.call('ZSCORE', KEYS[2], KEYS[1]) then
+  local value = redis.call('GET', KEYS[1])
+  if value then return value end
+end
+local now = tonumber(redis.call('TIME')[1])
+for i = 2, 3 do
+  redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now)
+  redis.call('ZADD', KEYS[i], 'GT', now + ARGV[3], KEYS[i - 1])
+  if redis.call('TTL', KEYS[i]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return false
+"""
+# KEYS: key. ARGV: lease, answer, seconds to keep it (an empty answer only gives the lease back).
+_STORE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
+if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) end
+"""
+
+
+class CacheStore:
+    """Answers on one Redis server. While it is away, or has just been, endpoints run as if there were no cache."""
+
+    # A read that waits longer than a query is no use; a removal that is given up may leave an old answer behind.
+    REMOVAL_TIMEOUT = 2.0
+    RETRY_SECONDS = 0.1
+    # Time for every worker to deliver, after an outage, the removals it still owes.
+    DISTRUST_SECONDS = 1.0
+    MAX_OWED = 10_000
+
+    def __init__(self) -> None:
+        self._reads = RedisServer("cache")
+        self._removals = RedisServer("cache invalidation")
+        self._owed: set[tuple[str, bool]] = set()
+        self._delivery: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._reads.is_open
+
+    @property
+    def server(self) -> RedisServer:
+        return self._reads
+
+    def open(self, settings: RedisCacheSettings) -> None:
+        address = (
+            settings.REDIS_CACHE_HOST,
+            settings.REDIS_CACHE_PORT,
+            settings.REDIS_CACHE_DB,
+            settings.REDIS_CACHE_PASSWORD,
+        )
+        self._reads.open(*address, settings.REDIS_CACHE_TIMEOUT)
+        self._removals.open(*address, self.REMOVAL_TIMEOUT)
+
+    async def close(self) -> None:
+        if self._delivery is not None:
+            self._delivery.cancel()
+        await self._reads.close()
+        await self._removals.close()
+
+    async def fetch(self, key: str, lease: bytes, expiration: int) -> bytes | None:
+        """Return the stored answer, or None and the right to store one under `lease`.
+
+        Raises RedisUnavailableError when the cache cannot be used, or when another's answer does not come.
+        """
+        fetch = self._reads.script(_FETCH)
+        keys = [key, _index(key), _INDEXES]
+        args: list[bytes | int] = [lease, LEASE_SECONDS * 1000, expiration + LEASE_SECONDS + 1]
+        deadline, pause = time.monotonic() + LEASE_SECONDS, 0.005
+        while True:  # noqa: ASYNC110  (the other request may be in another process)
+            self._refuse_distrusted()
+            with self._reads.guard():
+                value = cast(bytes | None, await fetch(keys, args))
+            self._refuse_distrusted()
+            if value is None or not value.startswith(_LEASE):
+                return value
+            if time.monotonic() > deadline:
+                raise RedisUnavailableError("The answer that another request is preparing did not come")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    async def store(self, key: str, lease: bytes, answer: bytes, expiration: int) -> None:
+        """Keep the answer unless its lease was removed meanwhile; an empty answer gives the lease back."""
+        try:
+            with self._reads.guard():
+                await self._reads.script(_STORE)([key], [lease, answer, expiration])
+        except RedisUnavailableError:
+            pass  # the lease ends by itself
+
+    async def remove(self, keys: Iterable[str], patterns: Iterable[str]) -> None:
+        """Remove keys, and all that match a pattern; what cannot be removed now is repeated until it can."""
+        self._owed.update((key, False) for key in keys)
+        self._owed.update((pattern, True) for pattern in patterns)
+        delivered = self._delivery is None and await self._deliver()
+        if not delivered and self._delivery is None:
+            self._delivery = asyncio.create_task(self._deliver_until_done())
+
+    def _refuse_distrusted(self) -> None:
+        if self._delivery is not None or time.monotonic() < self._reads.back_since + self.DISTRUST_SECONDS:
+            raise RedisUnavailableError("The cache server has just been away")
+
+    async def _deliver_until_done(self) -> None:
+        while not await self._deliver():
+            await asyncio.sleep(self.RETRY_SECONDS)
+        self._delivery = None
+
+    async def _deliver(self) -> bool:
+        if len(self._owed) > self.MAX_OWED:
+            self._owed = {("*", True)}
+        owed = set(self._owed)
+        try:
+            with self._removals.guard(probe=True):
+                found = {name.encode() for name, is_pattern in owed if not is_pattern}
+                for name, is_pattern in owed:
+                    if is_pattern:
+                        found.update([key async for key in self._matching(name)])
+                if found:
+                    await self._removals.client.unlink(*found)
+        except RedisUnavailableError:
+            return False
+        self._owed -= owed
+        return True
+
+    async def _matching(self, pattern: str) -> AsyncIterator[bytes]:
+        client = self._removals.client
+        literal = re.sub(r"\\(.)", r"\1", re.split(r"(?<!\\)[*?\[]", pattern, maxsplit=1)[0])
+        if ":" in literal:
+            indexes = [_index(literal)]
+        else:
+            indexes = [_INDEX + name.decode().removeprefix(_INDEX) for name in await client.zrange(_INDEXES, 0, -1)]
+        for index in indexes:
+            async for key, _ in client.zscan_iter(index, match=pattern, count=1000):
+                yield key
+
+
+def _index(key: str) -> str:
+    return _INDEX + key.partition(":")[0]
+
+
+store = CacheStore()
+
+
+class _Options:
+    """What one use of `@cache` says, checked against its endpoint's signature."""
+
+    def __init__(
+        self,
+        endpoint: Callable[..., Any],
+        key_prefix: str,
+        resource_id_name: str | None,
+        resource_id_type: type,
+        extra_keys: Mapping[str, str],
+        extra_patterns: Iterable[str],
+    ) -> None:
+        self.endpoint = endpoint
+        self._hints = get_type_hints(endpoint)
+        self._parameters = inspect.signature(endpoint).parameters
+        self.request_name = self._find_request()
+        id_name = resource_id_name or self._infer_id_name(resource_id_type)
+        self._key = f"{key_prefix}:{{{id_name}}}"
+        self._extra_keys = [f"{prefix}:{resource_id}" for prefix, resource_id in extra_keys.items()]
+        self._extra_patterns = list(extra_patterns)
+        for template in (self._key, *self._extra_keys, *self._extra_patterns):
+            self._check_names(template)
+
+    def key(self, arguments: Mapping[str, Any]) -> str:
+        return self._key.format_map(arguments)
+
+    def keys(self, arguments: Mapping[str, Any]) -> list[str]:
+        return [template.format_map(arguments) for template in (self._key, *self._extra_keys)]
+
+    def patterns(self, arguments: Mapping[str, Any]) -> list[str]:
+        escaped = {name: _GLOB.sub(r"\\\1", str(value)) for name, value in arguments.items()}
+        return [template.format_map(escaped) for template in self._extra_patterns]
+
+    @functools.cache  # noqa: B019  (one object for each decorated endpoint, alive as long as the process)
+    def check_method(self, method: str) -> None:
+        """Refuse what cannot work on a GET endpoint."""
+        if method != "GET":
+            return
+        if self._extra_keys or self._extra_patterns:
+            raise InvalidRequestError(
+                f"{self.endpoint.__name__}: to_invalidate_extra and pattern_to_invalidate_extra do not work on GET"
+            )
+        if _looks_at_caller(get_dependant(path="/", call=self.endpoint)):
+            raise InvalidRequestError(
+                f"{self.endpoint.__name__}: its answer may depend on who asks, and @cache would give it to everybody"
+            )
+
+    def _find_request(self) -> str:
+        for name, hint in self._hints.items():
+            if isinstance(hint, type) and issubclass(hint, Request):
+                return name
+        raise InvalidRequestError(f"{self.endpoint.__name__}: @cache needs the parameter `request: Request`")
+
+    def _infer_id_name(self, kind: type) -> str:
+        names = [name for name in self._parameters if self._hints.get(name) is kind]
+        if kind is int:
+            names = [name for name in names if "id" in name.split("_")]
+        if len(names) != 1:
+            raise CacheIdentificationInferenceError(
+                f"{self.endpoint.__name__}: {len(names)} parameters could be the {kind.__name__} that identifies the "
+                "cached resource; name it with resource_id_name"
+            )
+        return names[0]
+
+    def _check_names(self, template: str) -> None:
+        for _, name, specification, conversion in string.Formatter().parse(template):
+            if name is not None and (name not in self._parameters or specification or conversion):
+                raise InvalidRequestError(f"{self.endpoint.__name__}: {{{name}}} in {template!r} is no parameter")
+
+
+def _looks_at_caller(dependant: Dependant) -> bool:
+    return (
+        isinstance(dependant.call, SecurityBase)
+        or bool(dependant.header_params or dependant.cookie_params)
+        or any(map(_looks_at_caller, dependant.dependencies))
+    )
+
+
+def cache(
+    key_prefix: str,
+    resource_id_name: str | None = None,
+    expiration: int = 3600,
+    resource_id_type: type = int,
+    to_invalidate_extra: Mapping[str, str] | None = None,
+    pattern_to_invalidate_extra: Iterable[str] | None = None,
+) -> Callable[[Callable[P, Awaitable[Any]]], Callable[P, Awaitable[Any]]]:
+    """Cache a GET endpoint's answer for `expiration` seconds under `"{key_prefix}:{resource id}"`.
+
+    On any other endpoint: remove that key, those of `to_invalidate_extra` (prefix: id) and those that match
+    `pattern_to_invalidate_extra`, after the commit of the session among the endpoint's arguments. `{name}` in any of
+    them stands for an argument. Raises CacheIdentificationInferenceError and InvalidRequestError on wrong use.
+    """
+
+    def decorator(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
+        options = _Options(
+            endpoint,
+            key_prefix,
+            resource_id_name,
+            resource_id_type,
+            to_invalidate_extra or {},
+            pattern_to_invalidate_extra or (),
+        )
+
+        @functools.wraps(endpoint)
+        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+            request = cast(Request, kwargs[options.request_name])
+            options.check_method(request.method)
+            if not store.is_open:
+                return await endpoint(*args, **kwargs)
+            if request.method == "GET":
+                call = functools.partial(endpoint, *args, **kwargs)
+                return await _serve(options.key(kwargs), expiration, request, call)
+            answer = await endpoint(*args, **kwargs)
+            remove = functools.partial(store.remove, options.keys(kwargs), options.patterns(kwargs))
+            session = next((value for value in kwargs.values() if isinstance(value, AsyncSession)), None)
+            if session is None:
+                await remove()
+            else:
+                on_commit(session, remove)
+            return answer
+
+        wrapper.cache_options = options  # type: ignore[attr-defined]  # read by check_cached_route
+        return wrapper
+
+    return decorator
+
+
+def check_cached_route(route: APIRoute) -> None:
+    """Raise InvalidRequestError when `@cache` on the route's endpoint cannot work for its methods."""
+    options = getattr(route.endpoint, "cache_options", None)
+    if isinstance(options, _Options):
+        for method in route.methods or ():
+            options.check_method(method)
+
+
+async def _serve(key: str, expiration: int, request: Request, endpoint: Callable[[], Awaitable[Any]]) -> Any:
+    lease = _LEASE + uuid4().bytes
+    try:
+        body = await store.fetch(key, lease, expiration)
+    except RedisUnavailableError:
+        return await endpoint()
+    if body is None:
+        body = b""
+        try:
+            answer = await endpoint()
+            if isinstance(answer, Response):
+                return answer
+            body = await _render(request, answer)
+        finally:
+            await store.store(key, lease, body, expiration)
+    return Response(body, media_type="application/json")
+
+
+async def _render(request: Request, answer: Any) -> bytes:
+    """Validate and encode an answer as FastAPI does for the route."""
+    route = cast(APIRoute, request.scope["route"])
+    # FastAPI types its own field as always there; it is None without a response model.
+    body: Any = await serialize_response(
+        field=route.response_field,
+        response_content=answer,
+        include=route.response_model_include,
+        exclude=route.response_model_exclude,
+        by_alias=route.response_model_by_alias,
+        exclude_unset=route.response_model_exclude_unset,
+        exclude_defaults=route.response_model_exclude_defaults,
+        exclude_none=route.response_model_exclude_none,
+        dump_json=True,
+    )
+    return body if isinstance(body, bytes) else bytes(JSONResponse(body).body)

@@ -1,0 +1,183 @@
+"""Settings: one class per concern, combined in `Settings`. A group left out of it switches its feature off."""
+
+import logging
+import os
+import secrets
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SRC = Path(__file__).resolve().parents[2]
+DEFAULT_ADMIN_PASSWORD = "!Ch4ng3Th1sP4ssW0rd!"  # noqa: S105
+_PLACEHOLDERS = ("openssl", "your", "change", "example", "placeholder", "secret", "password", "result of")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class SettingsGroup(BaseSettings):
+    """Reads the environment, then `src/.env`, then a `.env` beside `src`; an empty value counts as absent."""
+
+    model_config = SettingsConfigDict(
+        env_file=(SRC.parent / ".env", SRC / ".env"),
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        case_sensitive=True,
+        hide_input_in_errors=True,
+    )
+
+
+class EnvironmentOption(StrEnum):
+    LOCAL = "local"
+    STAGING = "staging"
+    PRODUCTION = "production"
+
+
+class EnvironmentSettings(SettingsGroup):
+    ENVIRONMENT: EnvironmentOption = EnvironmentOption.LOCAL
+
+
+class AppSettings(SettingsGroup):
+    APP_NAME: str = "FastAPI app"
+    APP_DESCRIPTION: str | None = None
+    APP_VERSION: str = "0.1.0"
+    CONTACT_NAME: str | None = None
+    CONTACT_EMAIL: str | None = None
+    LICENSE_NAME: str | None = Field(None, validation_alias=AliasChoices("LICENSE_NAME", "LICENSE"))
+    MAX_BODY_BYTES: int = Field(1024 * 1024, gt=0)
+    FORWARDED_ALLOW_IPS: str = ""
+    """Proxies whose `X-Forwarded-For` is believed, comma-separated: addresses, networks, or `*`."""
+
+    @property
+    def proxies_handled_by_server(self) -> bool:
+        """Whether uvicorn and gunicorn know the same proxies: they read the variable from the environment only."""
+        return "FORWARDED_ALLOW_IPS" in os.environ
+
+
+class PostgresSettings(SettingsGroup):
+    POSTGRES_USER: str = "postgres"
+    POSTGRES_PASSWORD: SecretStr = SecretStr("postgres")
+    POSTGRES_SERVER: str = "localhost"
+    POSTGRES_PORT: Port = 5432
+    POSTGRES_DB: str = "postgres"
+    POSTGRES_REPLICA_SERVER: str | None = None
+    POSTGRES_POOL_SIZE: int = Field(20, gt=0)
+    POSTGRES_CONNECT_TIMEOUT: Seconds = 2
+    POSTGRES_POOL_TIMEOUT: Seconds = 2
+    POSTGRES_STATEMENT_TIMEOUT: Seconds = 5
+    POSTGRES_LOCK_TIMEOUT: Seconds = 2
+    POSTGRES_STATEMENT_CACHE_SIZE: int = Field(100, ge=0)
+
+
+class CryptSettings(SettingsGroup):
+    SECRET_KEY: SecretStr | None = None
+    ALGORITHM: Literal["HS256", "HS384", "HS512"] = "HS256"
+    ACCESS_TOKEN_EXPIRE_MINUTES: int = Field(30, gt=0)
+    BCRYPT_COST: int = Field(12, ge=4, le=31)
+    PASSWORD_HASH_QUEUE_SIZE: int = Field(128, gt=0)
+
+    @property
+    def secret_key(self) -> str:
+        """The key that signs tokens; present in every environment once the settings are accepted."""
+        if self.SECRET_KEY is None:
+            raise ValueError("SECRET_KEY is not set")
+        return self.SECRET_KEY.get_secret_value()
+
+    @model_validator(mode="after")
+    def _refuse_weak_key(self) -> Self:
+        if getattr(self, "ENVIRONMENT", EnvironmentOption.LOCAL) is EnvironmentOption.LOCAL:
+            if self.SECRET_KEY is None:
+                self.SECRET_KEY = SecretStr(secrets.token_hex(32))
+                logging.getLogger(__name__).warning("SECRET_KEY is not set: tokens are valid in this process only")
+            return self
+        advice = "put the output of `openssl rand -hex 32` there"
+        if self.SECRET_KEY is None:
+            raise ValueError(f"SECRET_KEY is missing: {advice}")
+        key = self.secret_key
+        if len(key.encode()) < 32:
+            raise ValueError(f"SECRET_KEY is shorter than 32 bytes: {advice}")
+        if len(set(key)) < 8 or any(word in key.lower() for word in _PLACEHOLDERS):
+            raise ValueError(f"SECRET_KEY is a placeholder: {advice}")
+        return self
+
+
+class FirstUserSettings(SettingsGroup):
+    ADMIN_NAME: str = "admin"
+    ADMIN_EMAIL: str = "admin@admin.com"
+    ADMIN_USERNAME: str = "admin"
+    ADMIN_PASSWORD: SecretStr = SecretStr(DEFAULT_ADMIN_PASSWORD)
+    TIER_NAME: str = "free"
+
+
+class TestSettings(SettingsGroup):
+    TEST_NAME: str = "Tester User"
+    TEST_EMAIL: str = "test@tester.com"
+    TEST_USERNAME: str = "testeruser"
+    TEST_PASSWORD: SecretStr = SecretStr("Str1ng$t")
+
+
+class RedisCacheSettings(SettingsGroup):
+    REDIS_CACHE_HOST: str = "localhost"
+    REDIS_CACHE_PORT: Port = 6379
+    REDIS_CACHE_DB: int = Field(0, ge=0)
+    REDIS_CACHE_PASSWORD: SecretStr | None = None
+    REDIS_CACHE_TIMEOUT: Seconds = 0.2
+
+
+class ClientSideCacheSettings(SettingsGroup):
+    CLIENT_CACHE_MAX_AGE: int = Field(60, ge=0)
+
+
+class RedisQueueSettings(SettingsGroup):
+    REDIS_QUEUE_HOST: str = "localhost"
+    REDIS_QUEUE_PORT: Port = 6379
+    REDIS_QUEUE_DB: int = Field(0, ge=0)
+    REDIS_QUEUE_PASSWORD: SecretStr | None = None
+    REDIS_QUEUE_TIMEOUT: Seconds = 1
+
+
+class RedisRateLimiterSettings(SettingsGroup):
+    REDIS_RATE_LIMIT_HOST: str = "localhost"
+    REDIS_RATE_LIMIT_PORT: Port = 6379
+    REDIS_RATE_LIMIT_DB: int = Field(0, ge=0)
+    REDIS_RATE_LIMIT_PASSWORD: SecretStr | None = None
+    REDIS_RATE_LIMIT_TIMEOUT: Seconds = 1
+    RATE_LIMIT_FAIL_OPEN: bool = True
+    """Whether requests pass while the server is away; otherwise they are refused with 503."""
+
+
+class DefaultRateLimitSettings(SettingsGroup):
+    DEFAULT_RATE_LIMIT_LIMIT: int = Field(10, ge=0)
+    DEFAULT_RATE_LIMIT_PERIOD: int = Field(3600, ge=1)
+
+
+class Settings(
+    EnvironmentSettings,
+    AppSettings,
+    PostgresSettings,
+    CryptSettings,
+    FirstUserSettings,
+    TestSettings,
+    RedisCacheSettings,
+    ClientSideCacheSettings,
+    RedisQueueSettings,
+    RedisRateLimiterSettings,
+    DefaultRateLimitSettings,
+):
+    """Everything the service can be told. Remove a base class to switch its feature off."""
+
+
+def load_settings() -> Settings:
+    """Read the settings, or end the process with one line for each variable that is refused."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [": ".join([*map(str, item["loc"]), item["msg"]]) for item in error.errors(include_input=False)]
+        raise SystemExit("Settings refused, the service does not start:\n  " + "\n  ".join(lines)) from None
+
+
+settings = load_settings()

@@ -1,0 +1,220 @@
+"""Two engines: one for transactions, one for single read-only statements. What each waits for is bounded."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated, Any, cast
+
+import asyncpg
+from fastapi import Depends
+from fastapi.requests import HTTPConnection
+from sqlalchemy import URL, Executable, MetaData, Row, UniqueConstraint, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
+
+from app.core.config import settings
+from app.core.exceptions import (
+    AppError,
+    DatabaseUnavailableError,
+    DuplicateValueError,
+    InvalidValueError,
+    MissingReferenceError,
+    StillReferencedError,
+)
+
+logger = logging.getLogger(__name__)
+
+AfterCommit = Callable[[], Awaitable[None]]
+
+# SQLSTATEs that say "not now": https://www.postgresql.org/docs/current/errcodes-appendix.html
+_NOT_NOW = {
+    "25006",  # the server became a read-only standby
+    "40001",  # serialization failure
+    "40P01",  # deadlock
+    "53300",  # too many connections
+    "55P03",  # lock timeout
+    "57014",  # statement timeout
+    "57P01",  # administrator shutdown
+    "57P02",  # crash of another server process
+    "57P03",  # the server is starting up
+}
+
+
+class Base(MappedAsDataclass, DeclarativeBase):
+    """Base of every model. Constraints get their names from here, so that migrations can refer to them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+def database_url(server: str = settings.POSTGRES_SERVER) -> URL:
+    """The address of the database; a server that starts with `/` is a socket directory, as in libpq."""
+    return URL.create(
+        "postgresql+asyncpg",
+        username=settings.POSTGRES_USER,
+        password=settings.POSTGRES_PASSWORD.get_secret_value(),
+        host=server,
+        port=settings.POSTGRES_PORT,
+        database=settings.POSTGRES_DB,
+    )
+
+
+async def connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
+    """Open a connection, or say that the database is away: what the driver raises here has no common base."""
+    try:
+        return await asyncpg.connect(*args, **kwargs)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        logger.warning("database connection failed", extra={"error": f"{type(error).__name__}: {error}"})
+        raise DatabaseUnavailableError from error
+
+
+def _create_engine(server: str, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
+    milliseconds = {
+        "statement_timeout": settings.POSTGRES_STATEMENT_TIMEOUT,
+        "lock_timeout": settings.POSTGRES_LOCK_TIMEOUT,
+        "idle_in_transaction_session_timeout": 2 * settings.POSTGRES_STATEMENT_TIMEOUT,
+    }
+    engine = create_async_engine(
+        database_url(server),
+        pool_size=settings.POSTGRES_POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=settings.POSTGRES_POOL_TIMEOUT,
+        connect_args={
+            "async_creator_fn": connect,
+            "timeout": settings.POSTGRES_CONNECT_TIMEOUT,
+            # The server ends a statement at its timeout; the client gives up a moment later, when the server is gone.
+            "command_timeout": settings.POSTGRES_STATEMENT_TIMEOUT + 1,
+            "statement_cache_size": settings.POSTGRES_STATEMENT_CACHE_SIZE,
+            "prepared_statement_cache_size": settings.POSTGRES_STATEMENT_CACHE_SIZE,
+            "server_settings": {
+                "timezone": "UTC",
+                **{name: str(int(seconds * 1000)) for name, seconds in milliseconds.items()},
+                **server_settings,
+            },
+        },
+        **options,
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed_connection)
+    event.listen(engine.sync_engine, "handle_error", _translate_error)
+    return engine
+
+
+def _refuse_closed_connection(dbapi_connection: Any, *_: Any) -> None:
+    # Costs nothing, unlike a ping, and finds every connection whose server has ended: the pool then opens another.
+    if dbapi_connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def _translate_error(context: ExceptionContext) -> None:
+    """Turn what PostgreSQL refuses into errors of ours; anything else passes as it is."""
+    original = context.original_exception
+    cause = original.__cause__ or original
+    state: str = getattr(cause, "sqlstate", None) or ""
+    translated: AppError
+    if context.is_disconnect or state in _NOT_NOW or state.startswith("08") or isinstance(cause, TimeoutError):
+        translated = DatabaseUnavailableError()
+    elif state == "23505":
+        translated = DuplicateValueError(_taken(getattr(cause, "constraint_name", None)))
+    elif state in {"23001", "23503"}:
+        deleting = getattr(context.execution_context, "isdelete", False)
+        translated = StillReferencedError() if deleting else MissingReferenceError()
+    elif state.startswith("22") or state in {"23502", "23514"} or isinstance(cause, asyncpg.DataError):
+        translated = InvalidValueError()
+    else:
+        return
+    raise translated from cause
+
+
+def _taken(constraint_name: str | None) -> str | None:
+    for table in Base.metadata.tables.values():
+        for constraint in table.constraints:
+            if isinstance(constraint, UniqueConstraint) and constraint.name == constraint_name:
+                return f"{' and '.join(column.name for column in constraint.columns)} already taken".capitalize()
+    return None
+
+
+engine = _create_engine(settings.POSTGRES_SERVER, {"application_name": "app"})
+local_session = async_sessionmaker(engine, expire_on_commit=False)
+
+read_engine = _create_engine(
+    settings.POSTGRES_REPLICA_SERVER or settings.POSTGRES_SERVER,
+    {"application_name": "app reader", "default_transaction_read_only": "on"},
+    isolation_level="AUTOCOMMIT",
+    pool_reset_on_return=None,
+)
+
+
+class Reader:
+    """Reads outside a transaction: borrows a read-only connection for one statement at a time."""
+
+    async def fetch_all(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        """Run one statement and return its rows."""
+        try:
+            async with read_engine.connect() as connection:
+                return (await connection.execute(statement, parameters)).all()
+        except PoolTimeoutError as error:
+            raise DatabaseUnavailableError from error
+
+
+Database = AsyncSession | Reader
+
+
+async def fetch_all(db: Database, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    """Run one reading statement on a `Reader` or, inside its transaction, on a session."""
+    if isinstance(db, Reader):
+        return await db.fetch_all(statement, parameters)
+    return (await db.execute(statement, parameters)).all()
+
+
+@asynccontextmanager
+async def transaction() -> AsyncIterator[AsyncSession]:
+    """Open a unit of work: commit at the end, roll back on any exception, then run the after-commit callbacks."""
+    try:
+        async with local_session() as db:
+            async with db.begin():
+                yield db
+            await _run_after_commit(db)
+    except PoolTimeoutError as error:
+        raise DatabaseUnavailableError from error
+
+
+def on_commit(db: AsyncSession, callback: AfterCommit) -> None:
+    """Call `callback` once `db` has committed, before the response leaves; never after a rollback."""
+    db.info.setdefault("after_commit", []).append(callback)
+
+
+async def _run_after_commit(db: AsyncSession) -> None:
+    for callback in db.info.pop("after_commit", []):
+        try:
+            await callback()
+        except Exception:  # the data is saved: what follows from it must not turn the answer into an error
+            logger.exception("after-commit callback failed")
+
+
+async def async_get_db(connection: HTTPConnection) -> AsyncSession:
+    """The request's transaction, committed before its response leaves however the dependency is declared.
+
+    FastAPI ends a plain `yield` dependency after the response; what is entered on this stack ends before.
+    """
+    stack = cast(AsyncExitStack, connection.scope["fastapi_function_astack"])
+    return await stack.enter_async_context(transaction())
+
+
+async def get_reader() -> Reader:
+    return _reader
+
+
+_reader = Reader()
+
+SessionDep = Annotated[AsyncSession, Depends(async_get_db, scope="function")]
+ReaderDep = Annotated[Reader, Depends(get_reader)]

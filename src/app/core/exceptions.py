@@ -1,0 +1,98 @@
+"""Every error the service raises on purpose; `app.api.exceptions` turns each into a response.
+
+AppError
+├── UnauthorizedError           nobody is signed in, or not validly
+├── ForbiddenError              signed in, but not allowed
+├── NotFoundError
+│   └── MissingReferenceError   a foreign key points to nothing
+├── ConflictError
+│   ├── DuplicateValueError     a unique constraint spoke
+│   └── StillReferencedError    a foreign key points here
+├── InvalidValueError           the database cannot store a value
+├── RateLimitExceededError
+└── ServiceUnavailableError     a server or a queue of ours cannot take it now
+    ├── DatabaseUnavailableError
+    └── RedisUnavailableError
+InvalidRequestError             `@cache` used in a way that cannot work
+CacheIdentificationInferenceError
+UnknownFilterError              CRUD called with a name that is no column, or without any filter
+"""
+
+from collections.abc import Mapping
+
+
+class AppError(Exception):
+    """An answer other than success; `detail` is for the client and says what to do."""
+
+    detail = "Something went wrong"
+
+    def __init__(self, detail: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
+        self.detail = detail or self.detail
+        self.headers = dict(headers or {})
+        super().__init__(self.detail)
+
+
+class UnauthorizedError(AppError):
+    detail = "Not authenticated: sign in at /api/v1/login and send the token as `Authorization: Bearer`"
+
+    def __init__(self, detail: str | None = None, *, challenge: str = "Bearer") -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+
+
+class ForbiddenError(AppError):
+    detail = "You are not allowed to do this"
+
+
+class NotFoundError(AppError):
+    detail = "Not found"
+
+
+class MissingReferenceError(NotFoundError):
+    detail = "A row that this one refers to does not exist"
+
+
+class ConflictError(AppError):
+    detail = "The request contradicts what is stored"
+
+
+class DuplicateValueError(ConflictError):
+    detail = "The value is already taken"
+
+
+class StillReferencedError(ConflictError):
+    detail = "Still in use: other rows refer to it"
+
+
+class InvalidValueError(AppError):
+    detail = "A value cannot be stored: it is out of range or has characters that the database refuses"
+
+
+class RateLimitExceededError(AppError):
+    detail = "Rate limit exceeded: wait as long as the Retry-After header says"
+
+
+class ServiceUnavailableError(AppError):
+    detail = "The service cannot answer right now: try again"
+
+    def __init__(self, detail: str | None = None, *, retry_after: int = 1) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after)})
+
+
+class DatabaseUnavailableError(ServiceUnavailableError):
+    detail = "The database cannot be reached or is too busy: try again"
+
+
+class RedisUnavailableError(ServiceUnavailableError):
+    detail = "A server behind this service cannot be reached: try again"
+
+
+class InvalidRequestError(Exception):
+    """`@cache` on an endpoint that it cannot serve; raised when the application is built."""
+
+
+class CacheIdentificationInferenceError(Exception):
+    """No argument of the endpoint has the type that the cached resource's id should have."""
+
+
+class UnknownFilterError(ValueError):
+    """A CRUD method was called with a name that is no column of its model, or would have written to every row."""

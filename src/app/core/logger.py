@@ -1,0 +1,62 @@
+"""Logging to the console and, where it can be written, to `app/logs/app.log`; values stand apart from the event."""
+
+import json
+import logging
+import logging.config
+from contextvars import ContextVar
+from pathlib import Path
+
+LOG_FILE = Path(__file__).resolve().parents[1] / "logs" / "app.log"
+MAX_BYTES = 10 * 1024 * 1024
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
+
+
+class KeyValueFormatter(logging.Formatter):
+    """`time level logger event key=value …`; values are JSON, so that no value can forge a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        values = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if (current := request_id.get()) != "-":
+            values["request_id"] = current
+        pairs = "".join(f" {key}={json.dumps(value, default=str)}" for key, value in values.items())
+        first, *rest = super().format(record).split("\n")
+        return "\n".join([first + pairs, *rest])
+
+
+def _log_file() -> str | None:
+    """The file to append to, or None. It is set aside here, at start-up, once it is large: a handler that rotates
+    while several processes write loses lines, one that follows the name does not.
+    """
+    try:
+        LOG_FILE.parent.mkdir(exist_ok=True)
+        if LOG_FILE.exists() and LOG_FILE.stat().st_size > MAX_BYTES:
+            LOG_FILE.replace(LOG_FILE.with_suffix(".log.1"))
+        LOG_FILE.open("a").close()
+    except OSError:
+        return None
+    return str(LOG_FILE)
+
+
+def setup_logging() -> None:
+    """Configure the loggers of the application and of arq; uvicorn and gunicorn keep their own."""
+    handlers: dict[str, dict[str, str]] = {"console": {"class": "logging.StreamHandler", "formatter": "key_value"}}
+    if path := _log_file():
+        handlers["file"] = {
+            "class": "logging.handlers.WatchedFileHandler",
+            "filename": path,
+            "encoding": "utf-8",
+            "formatter": "key_value",
+        }
+    logger = {"handlers": [*handlers], "level": "INFO", "propagate": False}
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "key_value": {"()": KeyValueFormatter, "format": "%(asctime)s %(levelname)s %(name)s %(message)s"}
+            },
+            "handlers": handlers,
+            "loggers": {"app": logger, "arq": logger},
+        }
+    )

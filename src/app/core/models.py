@@ -1,0 +1,67 @@
+"""Mixins of models (SQLAlchemy, the first three) and bases and types of schemas (Pydantic, the rest)."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from sqlalchemy import DateTime
+from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
+
+
+def now() -> datetime:
+    """The present moment, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class UUIDModel(MappedAsDataclass):
+    uuid: Mapped[UUID] = mapped_column(default_factory=uuid4, unique=True, init=False)
+
+
+class TimestampModel(MappedAsDataclass):
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default_factory=now, init=False)
+    updated_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), default=None, init=False)
+
+
+class PersistentDeletion(MappedAsDataclass):
+    """Rows stay in the table when deleted: `CRUDBase.delete` marks them."""
+
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), default=None, init=False)
+    is_deleted: Mapped[bool] = mapped_column(default=False, init=False)
+
+
+# PostgreSQL stores no NUL; a pattern also makes Pydantic refuse lone surrogates.
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+WebUrl = Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00]+$")]
+RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class InputSchema(BaseModel):
+    """Base of everything a client sends: a field that is not known is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ReadSchema(BaseModel):
+    """Base of everything a client gets; made from a row, a model or a dict."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Token(BaseModel):
+    access_token: str
+    token_type: str
+
+
+class Message(BaseModel):
+    """The answer to a DELETE."""
+
+    message: str
+
+
+class HealthCheck(BaseModel):
+    status: str
+
+
+class Readiness(HealthCheck):
+    dependencies: dict[str, str]

@@ -1,0 +1,151 @@
+"""Builds the application and opens what it needs; router, handlers and the guard of the docs are arguments."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute, iter_route_contexts
+from starlette.middleware import Middleware
+from starlette.staticfiles import StaticFiles
+
+from app.core import cache, queue
+from app.core.config import (
+    ClientSideCacheSettings,
+    EnvironmentOption,
+    RedisCacheSettings,
+    RedisQueueSettings,
+    RedisRateLimiterSettings,
+    Settings,
+)
+from app.core.database import engine, read_engine
+from app.core.exceptions import DatabaseUnavailableError
+from app.core.logger import setup_logging
+from app.core.middleware import ClientCacheMiddleware, RequestMiddleware
+from app.core.rate_limit import limiter
+
+logger = logging.getLogger(__name__)
+
+ExceptionHandler = Callable[[Request, Any], Awaitable[Response]]
+DOCS_ASSETS = "/docs/assets"
+
+
+def create_application(
+    router: APIRouter,
+    settings: Settings,
+    *,
+    exception_handlers: Mapping[Any, ExceptionHandler],
+    docs_guard: Callable[..., Any],
+) -> FastAPI:
+    """Build the application for `settings`; raises InvalidRequestError where `@cache` is used wrongly.
+
+    The docs are open in the local environment, behind `docs_guard` in staging and absent in production.
+    """
+    setup_logging()
+    middleware = [Middleware(RequestMiddleware)]
+    if isinstance(settings, ClientSideCacheSettings):
+        middleware.append(Middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE))
+    contact = {"name": settings.CONTACT_NAME, "email": settings.CONTACT_EMAIL}
+    if "@" not in (settings.CONTACT_EMAIL or ""):
+        contact.pop("email")
+    app = FastAPI(
+        title=settings.APP_NAME,
+        description=settings.APP_DESCRIPTION or "",
+        version=settings.APP_VERSION,
+        contact={name: value for name, value in contact.items() if value} or None,
+        license_info={"name": settings.LICENSE_NAME} if settings.LICENSE_NAME else None,
+        lifespan=lifespan(settings),
+        middleware=middleware,
+        exception_handlers=dict(exception_handlers),
+        max_body_size=settings.MAX_BODY_BYTES,
+        generate_unique_id_function=lambda route: route.name,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.include_router(router)
+    for context in iter_route_contexts(app.routes):
+        if isinstance(context.original_route, APIRoute):
+            cache.check_cached_route(context.original_route)
+    if settings.ENVIRONMENT is not EnvironmentOption.PRODUCTION:
+        guarded = settings.ENVIRONMENT is EnvironmentOption.STAGING
+        add_docs(app, [Depends(docs_guard)] if guarded else [])
+    return app
+
+
+def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
+    """Open the settings' servers and close them in reverse order, also when a later one cannot be opened."""
+
+    @asynccontextmanager
+    async def run(_: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(engine.dispose)
+            stack.push_async_callback(read_engine.dispose)
+            if isinstance(settings, RedisCacheSettings):
+                cache.store.open(settings)
+                stack.push_async_callback(cache.store.close)
+            if isinstance(settings, RedisQueueSettings):
+                queue.open_pool(settings)
+                stack.push_async_callback(queue.close_pool)
+            if isinstance(settings, RedisRateLimiterSettings):
+                limiter.open(settings)
+                stack.push_async_callback(limiter.server.close)
+            if settings.ENVIRONMENT is EnvironmentOption.LOCAL:
+                await stack.enter_async_context(migrations())
+            yield
+
+    return run
+
+
+@asynccontextmanager
+async def migrations() -> AsyncIterator[None]:
+    """Migrate before the first request, or, when the database is not there yet, as soon as it is."""
+    # Alembic is not loaded where it does not run.
+    from app.core.migrations import migrate, migrate_when_reachable  # noqa: PLC0415
+
+    waiting: asyncio.Task[None] | None = None
+    try:
+        await migrate()
+    except DatabaseUnavailableError:
+        waiting = asyncio.create_task(migrate_when_reachable())
+    yield
+    if waiting is not None:
+        waiting.cancel()
+
+
+def add_docs(app: FastAPI, dependencies: list[Any]) -> None:
+    """Serve the OpenAPI document, Swagger UI and ReDoc, with scripts and styles of our own rather than a CDN's."""
+    docs = APIRouter(dependencies=dependencies, include_in_schema=False)
+
+    @docs.get("/openapi.json")
+    async def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    @docs.get("/docs")
+    async def swagger_ui() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=app.title,
+            swagger_js_url=f"{DOCS_ASSETS}/swagger-ui-bundle.js",
+            swagger_css_url=f"{DOCS_ASSETS}/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
+
+    @docs.get("/redoc")
+    async def redoc() -> Response:
+        return get_redoc_html(
+            openapi_url="/openapi.json",
+            title=app.title,
+            redoc_js_url=f"{DOCS_ASSETS}/redoc.standalone.js",
+            redoc_favicon_url="data:,",
+            with_google_fonts=False,
+        )
+
+    app.include_router(docs)
+    app.mount(DOCS_ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")), name="docs_assets")

@@ -1,0 +1,147 @@
+"""What every entity's queries have in common. Reading methods take a session or a `Reader`; writing methods flush and
+never commit. A constraint that refuses a write raises one of the errors of `app.core.exceptions`, and the transaction
+is over; to go on in it, write inside `async with db.begin_nested():`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import BaseModel
+from sqlalchemy import ColumnElement, CursorResult, delete, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.database import Base, Database, fetch_all
+from app.core.exceptions import UnknownFilterError
+from app.core.models import now
+from app.crud.helper import (
+    columns_of,
+    columns_to_select,
+    conditions,
+    primary_key,
+    select_count,
+    select_exists,
+    select_one,
+    select_page,
+    shape_of,
+)
+
+ModelT = TypeVar("ModelT", bound=Base)
+CreateT = TypeVar("CreateT", bound=BaseModel)
+UpdateT = TypeVar("UpdateT", bound=BaseModel)
+UpdateInternalT = TypeVar("UpdateInternalT", bound=BaseModel)
+DeleteT = TypeVar("DeleteT", bound=BaseModel)
+
+Schema = type[BaseModel] | Sequence[str]
+
+
+class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
+    """Queries on one model; filters are `column=value`, all of which must hold (`None` is SQL's NULL)."""
+
+    def __init__(self, model: type[ModelT]) -> None:
+        self.model = model
+
+    async def get(self, db: Database, schema_to_select: Schema | None = None, **filters: Any) -> dict[str, Any] | None:
+        """Return the first row that matches, by primary key, or None."""
+        columns = columns_to_select(self.model, schema_to_select)
+        shape, parameters = shape_of(self.model, filters)
+        rows = await fetch_all(db, select_one(self.model, columns, shape), parameters)
+        return dict(zip(columns, rows[0], strict=True)) if rows else None
+
+    async def get_multi(
+        self, db: Database, offset: int = 0, limit: int = 100, schema_to_select: Schema | None = None, **filters: Any
+    ) -> dict[str, Any]:
+        """Return `data`, at most `limit` rows in the order of the primary key after `offset` others, and
+        `total_count` of all that match, with `has_more`, `page` and `items_per_page`.
+        """
+        if offset < 0 or limit < 1:
+            raise ValueError(f"offset must be 0 or more and limit 1 or more, not {offset} and {limit}")
+        columns = columns_to_select(self.model, schema_to_select)
+        shape, parameters = shape_of(self.model, filters)
+        page = {**parameters, "limit": limit, "offset": offset}
+        rows = await fetch_all(db, select_page(self.model, columns, shape), page)
+        total = rows[0][-1] if rows else 0
+        if not rows and offset:
+            total = await self.count(db, **filters)
+        return {
+            "data": [dict(zip(columns, row, strict=False)) for row in rows],
+            "total_count": total,
+            "has_more": offset + len(rows) < total,
+            "page": offset // limit + 1,
+            "items_per_page": limit,
+        }
+
+    async def exists(self, db: Database, **filters: Any) -> bool:
+        shape, parameters = shape_of(self.model, filters)
+        rows = await fetch_all(db, select_exists(self.model, shape), parameters)
+        return bool(rows[0][0])
+
+    async def count(self, db: Database, **filters: Any) -> int:
+        shape, parameters = shape_of(self.model, filters)
+        rows = await fetch_all(db, select_count(self.model, shape), parameters)
+        return int(rows[0][0])
+
+    async def create(self, db: AsyncSession, object: CreateT) -> ModelT:
+        """Insert a row and return it as the model, with what the database filled in."""
+        row = self.model(**object.model_dump())
+        db.add(row)
+        await db.flush()
+        return row
+
+    async def update(
+        self, db: AsyncSession, object: UpdateT | UpdateInternalT | Mapping[str, Any], **filters: Any
+    ) -> int:
+        """Set what `object` sets in all rows that match, and their `updated_at`; return how many there were."""
+        clauses, parameters = self._where(filters)
+        statement = update(self.model).where(*clauses).values(self._values(object))
+        return cast("CursorResult[Any]", await db.execute(statement, parameters)).rowcount
+
+    async def update_one(
+        self,
+        db: AsyncSession,
+        object: UpdateT | UpdateInternalT | Mapping[str, Any],
+        schema_to_select: Schema | None = None,
+        **filters: Any,
+    ) -> dict[str, Any] | None:
+        """Like `update`, for filters that match one row at most: return it as it now is, or None."""
+        columns = columns_to_select(self.model, schema_to_select)
+        clauses, parameters = self._where(filters)
+        statement = update(self.model).where(*clauses).values(self._values(object))
+        chosen = [columns_of(self.model)[name] for name in columns]
+        row = (await db.execute(statement.returning(*chosen), parameters)).one_or_none()
+        return None if row is None else dict(zip(columns, row, strict=True))
+
+    async def delete(self, db: AsyncSession, db_row: ModelT | Mapping[str, Any] | None = None, **filters: Any) -> int:
+        """Mark what matches as deleted, or really delete it where the model has no `is_deleted`; return how many rows.
+
+        `db_row` is a row that was read before, in place of or beside filters. Rows already marked stay as they are.
+        """
+        known = columns_of(self.model)
+        if db_row is not None:
+            filters = {**filters, **self._identity(db_row)}
+        if "is_deleted" not in known:
+            return await self.db_delete(db, **filters)
+        clauses, parameters = self._where({**filters, "is_deleted": False} if filters else {})
+        values = {"is_deleted": True, "deleted_at": now()}
+        statement = update(self.model).where(*clauses).values({name: values[name] for name in values if name in known})
+        return cast("CursorResult[Any]", await db.execute(statement, parameters)).rowcount
+
+    async def db_delete(self, db: AsyncSession, **filters: Any) -> int:
+        """Really delete all rows that match; return how many there were."""
+        clauses, parameters = self._where(filters)
+        return cast("CursorResult[Any]", await db.execute(delete(self.model).where(*clauses), parameters)).rowcount
+
+    def _where(self, filters: Mapping[str, Any]) -> tuple[list[ColumnElement[bool]], dict[str, Any]]:
+        if not filters:
+            raise UnknownFilterError(f"a write without a filter would change every row of {self.model.__name__}")
+        shape, parameters = shape_of(self.model, filters)
+        return conditions(self.model, shape), parameters
+
+    def _values(self, object: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+        values = object.model_dump(exclude_unset=True) if isinstance(object, BaseModel) else dict(object)
+        if unknown := values.keys() - columns_of(self.model).keys():
+            raise UnknownFilterError(f"{self.model.__name__} has no column {', '.join(map(repr, sorted(unknown)))}")
+        return {"updated_at": now(), **values} if "updated_at" in columns_of(self.model) else values
+
+    def _identity(self, row: ModelT | Mapping[str, Any]) -> dict[str, Any]:
+        names = [name for name, column in columns_of(self.model).items() if column in set(primary_key(self.model))]
+        return {name: row[name] if isinstance(row, Mapping) else getattr(row, name) for name in names}

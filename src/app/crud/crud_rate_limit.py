@@ -1,0 +1,11 @@
+from app.crud.crud_base import CRUDBase
+from app.models.rate_limit import RateLimit
+from app.schemas.rate_limit import (
+    RateLimitCreateInternal,
+    RateLimitDelete,
+    RateLimitUpdate,
+    RateLimitUpdateInternal,
+)
+
+CRUDRateLimit = CRUDBase[RateLimit, RateLimitCreateInternal, RateLimitUpdate, RateLimitUpdateInternal, RateLimitDelete]
+crud_rate_limits = CRUDRateLimit(RateLimit)

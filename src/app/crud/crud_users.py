@@ -1,0 +1,60 @@
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.database import Database, fetch_all
+from app.core.exceptions import ConflictError
+from app.core.security import verify_password
+from app.crud.crud_base import CRUDBase
+from app.models.rate_limit import RateLimit
+from app.models.user import User
+from app.schemas.user import Caller, UserCreateInternal, UserDelete, UserUpdate, UserUpdateInternal
+
+_CALLER_KEYS = (*Caller.__annotations__,)
+_SELECT_CALLER = (
+    select(
+        *(getattr(User, key) for key in _CALLER_KEYS[:-2]),
+        RateLimit.limit,
+        RateLimit.period,
+    )
+    .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
+    .where(User.uuid == bindparam("uuid"), ~User.is_deleted)
+)
+
+
+class LastSuperuserError(ConflictError):
+    detail = "The last superuser cannot be deleted: make another one first"
+
+
+class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal, UserDelete]):
+    async def get_caller(self, db: Database, uuid: UUID, path: str) -> Caller | None:
+        """Return the living user whom a token names, with the rate limit of their tier for a sanitized path."""
+        rows = await fetch_all(db, _SELECT_CALLER, {"uuid": uuid, "path": path})
+        return cast(Caller, dict(zip(_CALLER_KEYS, rows[0], strict=True))) if rows else None
+
+    async def authenticate(self, db: Database, username_or_email: str, password: str) -> dict[str, Any] | None:
+        """Return id, uuid and is_superuser of the user whose password this is; unknown users take as long to refuse."""
+        name = "email" if "@" in username_or_email else "username"
+        value = username_or_email.lower() if name == "email" else username_or_email
+        user = None
+        if value.isprintable():
+            columns = ["id", "uuid", "is_superuser", "hashed_password"]
+            user = await self.get(db, columns, **{name: value}, is_deleted=False)
+        matches = await verify_password(password, user["hashed_password"] if user else None)
+        return user if matches else None
+
+    async def lock_for_deletion(self, db: AsyncSession, user_id: int) -> None:
+        """Hold the user's row, and those of all superusers, until the commit; raise LastSuperuserError.
+
+        Two superusers who delete each other at the same time wait here for one another.
+        """
+        superuser = and_(User.is_superuser, ~User.is_deleted)
+        statement = select(User.id, superuser).where(or_(User.id == user_id, superuser)).order_by(User.id)
+        rows = (await db.execute(statement.with_for_update())).all()
+        if [row.id for row in rows if row[1]] == [user_id]:
+            raise LastSuperuserError
+
+
+crud_users = CRUDUser(User)

@@ -1,0 +1,9 @@
+"""The web process: `uvicorn app.main:app`."""
+
+from app.api import router
+from app.api.dependencies import get_docs_reader
+from app.api.exceptions import exception_handlers
+from app.core.config import settings
+from app.core.setup import create_application
+
+app = create_application(router, settings, exception_handlers=exception_handlers, docs_guard=get_docs_reader)

@@ -1,0 +1,25 @@
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+
+class Job(BaseModel):
+    id: str
+
+
+class JobRead(BaseModel):
+    """What the queue knows of a job; the last five are there once it has run."""
+
+    id: str
+    status: str
+    function: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    enqueue_time: datetime
+    job_try: int | None = None
+    success: bool | None = None
+    result: Any = None
+    start_time: datetime | None = None
+    finish_time: datetime | None = None
+    queue_name: str | None = None

@@ -1,0 +1,50 @@
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import MISSING, BaseModel, ConfigDict, Field
+
+from app.core.models import InputSchema, ReadSchema, RowId, Text, WebUrl
+
+Title = Annotated[Text, Field(min_length=2, max_length=30, examples=["This is my post"])]
+PostText = Annotated[Text, Field(min_length=1, max_length=63206, examples=["This is the content of my post."])]
+MediaUrl = Annotated[WebUrl, Field(examples=["https://www.example.com/post.png"])]
+
+
+class PostBase(BaseModel):
+    title: Title
+    text: PostText
+    media_url: MediaUrl | None = None
+
+
+class PostRead(ReadSchema):
+    id: int
+    title: str
+    text: str
+    media_url: str | None
+    created_by_user_id: int
+    created_at: datetime
+
+
+class PostCreate(PostBase, InputSchema):
+    pass
+
+
+class PostCreateInternal(PostBase):
+    created_by_user_id: RowId
+
+
+class PostUpdate(InputSchema):
+    title: Title | MISSING = MISSING
+    text: PostText | MISSING = MISSING
+    media_url: MediaUrl | MISSING | None = MISSING
+
+
+class PostUpdateInternal(PostUpdate):
+    updated_at: datetime
+
+
+class PostDelete(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    is_deleted: bool
+    deleted_at: datetime

@@ -1,0 +1,71 @@
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
+
+from app.core.models import InputSchema, ReadSchema, RowId, Text
+from app.core.rate_limit import sanitize_path
+
+
+def _sanitized(path: str) -> str:
+    if not (name := sanitize_path(path)):
+        raise ValueError("the path is empty")
+    return name
+
+
+# The template of a route, with or without the slash in front; stored as `api_v1_tasks_task`.
+LimitedPath = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=255, pattern=r"^/*[^/\x00-\x20][^\x00-\x20]*$"),
+    AfterValidator(_sanitized),
+    Field(examples=["api/v1/tasks/task"]),
+]
+LimitName = Annotated[Text, Field(min_length=1, max_length=300, examples=["api_v1_tasks:5:60"])]
+Limit = Annotated[int, Field(ge=0, le=2**31 - 1, examples=[5])]
+Period = Annotated[int, Field(ge=1, le=2**31 - 1, description="seconds", examples=[60])]
+
+
+class RateLimitRead(ReadSchema):
+    id: int
+    tier_id: int
+    name: str
+    path: str
+    limit: int
+    period: int
+
+
+class RateLimitCreate(InputSchema):
+    """Without a name it is called `{path}:{limit}:{period}`."""
+
+    path: LimitedPath
+    limit: Limit
+    period: Period
+    name: LimitName | None = None
+
+    @model_validator(mode="after")
+    def _default_name(self) -> Self:
+        self.name = self.name or f"{self.path}:{self.limit}:{self.period}"
+        return self
+
+
+class RateLimitCreateInternal(BaseModel):
+    tier_id: RowId
+    name: str
+    path: str
+    limit: int
+    period: int
+
+
+class RateLimitUpdate(InputSchema):
+    path: LimitedPath | MISSING = MISSING
+    limit: Limit | MISSING = MISSING
+    period: Period | MISSING = MISSING
+    name: LimitName | MISSING = MISSING
+
+
+class RateLimitUpdateInternal(RateLimitUpdate):
+    updated_at: datetime
+
+
+class RateLimitDelete(BaseModel):
+    pass

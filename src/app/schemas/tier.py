@@ -1,0 +1,43 @@
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import MISSING, BaseModel, Field, StringConstraints
+
+from app.core.models import InputSchema, ReadSchema
+
+# A tier is addressed by its name: only what can stand in a path as it is.
+TierName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9]([A-Za-z0-9 _.-]*[A-Za-z0-9])?$"),
+    Field(examples=["free"]),
+]
+
+
+class TierBase(BaseModel):
+    name: TierName
+
+
+class TierRead(ReadSchema):
+    id: int
+    name: str
+    created_at: datetime
+
+
+class TierCreate(TierBase, InputSchema):
+    pass
+
+
+class TierCreateInternal(TierBase):
+    pass
+
+
+class TierUpdate(InputSchema):
+    name: TierName | MISSING = MISSING
+
+
+class TierUpdateInternal(TierUpdate):
+    updated_at: datetime
+
+
+class TierDelete(BaseModel):
+    pass

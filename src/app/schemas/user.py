@@ -1,0 +1,111 @@
+from datetime import datetime
+from typing import Annotated, TypedDict
+from uuid import UUID
+
+from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+
+from app.core.models import InputSchema, ReadSchema, RowId, Text, WebUrl
+from app.core.security import MAX_PASSWORD_LENGTH
+from app.schemas.rate_limit import RateLimitRead
+
+# Each is a word that a route, or one that is likely to come, uses where a username may stand.
+RESERVED_USERNAMES = frozenset({
+    "api", "docs", "health", "login", "logout", "me", "openapi", "password", "post", "posts", "redoc", "refresh",
+    "task", "tasks", "tier", "tiers", "user", "users",
+})  # fmt: skip
+
+
+def _not_reserved(username: str) -> str:
+    if username in RESERVED_USERNAMES:
+        raise ValueError("this name is reserved")
+    return username
+
+
+def _lower(email: str) -> str:
+    return email.lower()
+
+
+Name = Annotated[Text, Field(min_length=2, max_length=30, examples=["User Userson"])]
+# What a path or a filter may hold; a new name must not be reserved either.
+Username = Annotated[str, StringConstraints(min_length=2, max_length=20, pattern=r"^[a-z0-9]+$")]
+NewUsername = Annotated[Username, AfterValidator(_not_reserved), Field(examples=["userson"])]
+Email = Annotated[EmailStr, Field(max_length=254), AfterValidator(_lower), Field(examples=["user.userson@example.com"])]
+ImageUrl = Annotated[WebUrl, Field(examples=["https://www.example.com/userson.png"])]
+Password = Annotated[Text, Field(min_length=8, max_length=MAX_PASSWORD_LENGTH, examples=["Str1ngst!"])]
+
+
+class UserBase(BaseModel):
+    name: Name
+    username: NewUsername
+    email: Email
+    profile_image_url: ImageUrl | None = None
+
+
+class UserRead(ReadSchema):
+    """What anybody may know of a user."""
+
+    id: int
+    name: str
+    username: str
+    profile_image_url: str | None
+    tier_id: int | None
+
+
+class UserReadOwn(UserRead):
+    """What the user, and superusers, may know."""
+
+    email: str
+    is_superuser: bool
+
+
+class UserReadRateLimits(UserReadOwn):
+    tier_rate_limits: list[RateLimitRead]
+
+
+class UserCreate(UserBase, InputSchema):
+    password: Password
+
+
+class UserCreateInternal(UserBase):
+    hashed_password: str
+    is_superuser: bool = False
+    tier_id: RowId | None = None
+
+
+class UserUpdate(InputSchema):
+    name: Name | MISSING = MISSING
+    username: NewUsername | MISSING = MISSING
+    email: Email | MISSING = MISSING
+    profile_image_url: ImageUrl | MISSING | None = MISSING
+
+
+class UserUpdateInternal(UserUpdate):
+    updated_at: datetime
+
+
+class UserTierUpdate(InputSchema):
+    """`null` takes the user out of every tier."""
+
+    tier_id: RowId | None
+
+
+class UserDelete(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    is_deleted: bool
+    deleted_at: datetime
+
+
+class Caller(TypedDict):
+    """Who is asking, and the limit of their tier on the path they ask for (None: there is no such rule)."""
+
+    id: int
+    uuid: UUID
+    name: str
+    username: str
+    email: str
+    profile_image_url: str | None
+    tier_id: int | None
+    is_superuser: bool
+    rate_limit: int | None
+    rate_period: int | None

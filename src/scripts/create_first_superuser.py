@@ -1,0 +1,49 @@
+"""Create the superuser that ADMIN_NAME, ADMIN_EMAIL, ADMIN_USERNAME and ADMIN_PASSWORD describe."""
+
+import sys
+
+from pydantic import ValidationError
+
+from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, settings
+from app.core.database import transaction
+from app.core.exceptions import DuplicateValueError
+from app.core.security import get_password_hash
+from app.crud.crud_users import crud_users
+from app.schemas.user import UserCreate, UserCreateInternal
+from scripts.runner import ScriptError, run
+
+
+async def create_first_superuser() -> str:
+    try:
+        admin = UserCreate(
+            name=settings.ADMIN_NAME,
+            email=settings.ADMIN_EMAIL,
+            username=settings.ADMIN_USERNAME,
+            password=settings.ADMIN_PASSWORD.get_secret_value(),
+        )
+    except ValidationError as error:
+        reasons = "; ".join(f"ADMIN_{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors())
+        raise ScriptError(f"the superuser's settings are refused: {reasons}") from None
+    async with transaction() as db:
+        there = await crud_users.get(db, ["is_superuser", "is_deleted"], username=admin.username)
+    if there and there["is_superuser"] and not there["is_deleted"]:
+        return f"Superuser {admin.username} is already there."
+    if there:
+        raise ScriptError(
+            f"the username {admin.username} belongs to a user who is deleted or no superuser: choose another "
+            "ADMIN_USERNAME, or delete that user from the database"
+        )
+    if settings.ENVIRONMENT is not EnvironmentOption.LOCAL and admin.password == DEFAULT_ADMIN_PASSWORD:
+        raise ScriptError("ADMIN_PASSWORD is the default that everybody knows: set another one")
+    hashed_password = await get_password_hash(admin.password)
+    internal = admin.model_dump(exclude={"password"}) | {"hashed_password": hashed_password, "is_superuser": True}
+    try:
+        async with transaction() as db:
+            await crud_users.create(db, UserCreateInternal(**internal))
+    except DuplicateValueError as error:
+        raise ScriptError(f"the superuser cannot be created: {error}") from None
+    return f"Superuser {admin.username} created."
+
+
+if __name__ == "__main__":
+    sys.exit(run(create_first_superuser))

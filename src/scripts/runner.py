@@ -1,0 +1,31 @@
+"""How the scripts of this folder run: one line says what happened, the exit status whether it did."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+
+from app.core.database import engine
+from app.core.exceptions import AppError
+from app.core.migrations import create_missing_tables
+
+
+class ScriptError(Exception):
+    """The script cannot do it; the message says why, and what to do."""
+
+
+def run(script: Callable[[], Awaitable[str]]) -> int:
+    """Run a script on a database that has its tables; return its exit status."""
+
+    async def run_and_close() -> str:
+        try:
+            await create_missing_tables()
+            return await script()
+        finally:
+            await engine.dispose()
+
+    try:
+        print(asyncio.run(run_and_close()))
+    except (ScriptError, AppError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
