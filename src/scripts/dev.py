@@ -26,6 +26,7 @@ from scripts.servers import HOST, Postgres, Process, ServerError, Valkey, port_i
 SRC = Path(__file__).parent.parent
 TOP = SRC.parent
 LOCAL = TOP / ".local"
+ENV_FILES = (TOP / ".env", SRC / ".env")  # the later one wins
 
 # Both scripts in one process: most of their time goes into imports.
 SETUP = """
@@ -89,8 +90,8 @@ class Stack:
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.running: dict[str, Process] = {}  # by name; what is not here may end
 
-    def start_servers(self, own: Mapping[str, str | None]) -> dict[str, str]:
-        """Start the servers that `own` settings name none for; return the variables that lead to them."""
+    def start_servers(self, own: Mapping[str, str]) -> dict[str, str]:
+        """Start the servers that our `own` settings name none for; return the variables that lead to them."""
         remembered = _read_ports()
         addresses: dict[str, str] = {}
         if not own.get("POSTGRES_SERVER"):
@@ -110,8 +111,9 @@ class Stack:
         ):
             missing = [role for role in roles if not own.get(f"REDIS_{role}_HOST")]
             if missing:
+                settings = {**valkey_settings, "requirepass": _valkey_password()}
                 with self.log.stream(name) as output:
-                    valkey = Valkey(LOCAL / name, port=remembered.get(name), output=output, settings=valkey_settings)
+                    valkey = Valkey(LOCAL / name, port=remembered.get(name), output=output, settings=settings)
                     self._stack.callback(valkey.stop)
                     valkey.start()
                 self.running[f"Valkey ({name})"] = valkey.process
@@ -180,8 +182,9 @@ def run(stack: Stack, port: int) -> None:
         stop_leftover(LOCAL / f"{name}.pid")
     if not port_is_free(port):
         raise CannotRunError(f"{HOST}:{port} is taken by another program; choose another: make run PORT={port + 1}")
-    env_file, password = _env_file()
-    addresses = stack.start_servers({**dotenv_values(env_file), **{k: v for k, v in os.environ.items() if v}})
+    password = _write_env_file()
+    settings = _settings()
+    addresses = stack.start_servers(settings)
     _write_private(LOCAL / "servers.env", "".join(f"{key}={shlex.quote(value)}\n" for key, value in addresses.items()))
 
     setup = stack.start("setup", "-c", SETUP)
@@ -189,7 +192,7 @@ def run(stack: Stack, port: int) -> None:
     api = ["-m", "uvicorn", "app.main:app", "--reload", "--reload-dir", "app", "--host", HOST, "--port", str(port)]
     stack.start("api", *api, "--timeout-graceful-shutdown", "3")
 
-    told = False
+    told = False  # what to open and how to sign in
     for changes in watch(SRC / "app", watch_filter=PythonFilter(), rust_timeout=200, yield_on_timeout=True):
         if changes:
             worker.restart()
@@ -197,7 +200,7 @@ def run(stack: Stack, port: int) -> None:
         stack.check()
         if not told and setup.returncode == 0 and _is_ready(port):
             told = True
-            _tell(stack.log, port, env_file, password, addresses)
+            _tell(stack.log, port, settings.get("ADMIN_USERNAME", "admin"), password, addresses)
 
 
 class Worker:
@@ -227,9 +230,8 @@ class Worker:
             self._stack.log.write("make run", "the worker has ended; it starts again after the next edit")
 
 
-def _tell(log: Log, port: int, env_file: Path, password: str | None, addresses: Mapping[str, str]) -> None:
-    username = os.environ.get("ADMIN_USERNAME") or dotenv_values(env_file).get("ADMIN_USERNAME") or "admin"
-    where = f"ADMIN_PASSWORD in {env_file.relative_to(TOP)}"
+def _tell(log: Log, port: int, username: str, password: str | None, addresses: Mapping[str, str]) -> None:
+    where = "ADMIN_PASSWORD in src/.env" if (SRC / ".env").exists() else "ADMIN_PASSWORD in .env"
     lines = [
         "",
         f"ready     http://{HOST}:{port}/docs",
@@ -241,20 +243,23 @@ def _tell(log: Log, port: int, env_file: Path, password: str | None, addresses: 
         log.write("make run", line)
 
 
-def _env_file() -> tuple[Path, str | None]:
-    """Find the settings, or write them with secrets of their own; the password only if it was written now."""
-    for path in (SRC / ".env", TOP / ".env"):
-        if path.exists():
-            return path, None
-    password = secrets.token_urlsafe(12)
-    text = (TOP / ".env.example").read_text()
+def _write_env_file() -> str | None:
+    """Write src/.env with secrets of its own where there is no .env; return the password if it was written now."""
+    if any(file.exists() for file in ENV_FILES):
+        return None
+    new = {"SECRET_KEY": secrets.token_hex(32), "ADMIN_PASSWORD": secrets.token_urlsafe(12)}
     lines = []
-    for line in text.partition("\n\n")[2].splitlines():  # without the lines that say to copy it
+    for line in (TOP / ".env.example").read_text().partition("\n\n")[2].splitlines():  # without "Copy to src/.env"
         key = line.partition("=")[0]
-        value = {"SECRET_KEY": secrets.token_hex(32), "ADMIN_PASSWORD": password}.get(key)
-        lines.append(line if value is None else f"{key}={value}")
+        lines.append(f"{key}={new[key]}" if key in new else line)
     _write_private(SRC / ".env", "\n".join(lines) + "\n")
-    return SRC / ".env", password
+    return new["ADMIN_PASSWORD"]
+
+
+def _settings() -> dict[str, str]:
+    """Read the variables as the application does."""
+    values = {key: value for file in ENV_FILES for key, value in dotenv_values(file).items() if value}
+    return values | {key: value for key, value in os.environ.items() if value}
 
 
 @contextmanager
@@ -295,6 +300,14 @@ def _read_ports() -> dict[str, int]:
         return {str(name): int(port) for name, port in ports.items()}
     except (FileNotFoundError, ValueError, AttributeError):
         return {}
+
+
+def _valkey_password() -> str:
+    """Choose it once, so that a shell which has read servers.env is right after a restart too."""
+    file = LOCAL / "valkey-password"
+    if not file.exists():
+        _write_private(file, secrets.token_hex(16))
+    return file.read_text()
 
 
 def _write_private(path: Path, text: str) -> None:

