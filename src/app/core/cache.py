@@ -115,7 +115,7 @@ class CacheStore:
         keys = [key, _index(key), _INDEXES]
         args: list[bytes | int] = [lease, LEASE_SECONDS * 1000, expiration + LEASE_SECONDS + 1]
         deadline, pause = time.monotonic() + LEASE_SECONDS, 0.005
-        while True:  # noqa: ASYNC110  (the other request may be in another process)
+        while True:
             self._refuse_distrusted()
             with self._reads.guard():
                 value = cast(bytes | None, await fetch(keys, args))
