@@ -1,0 +1,39 @@
+# The packages of the lock, in a virtual environment that the other stages copy.
+FROM python:3.13-slim AS packages
+RUN python -m venv /venv
+COPY src/requirements.lock /
+RUN /venv/bin/python -m pip install --no-cache-dir --require-hashes -r /requirements.lock
+
+FROM packages AS test-packages
+COPY src/requirements-dev.lock /
+RUN /venv/bin/python -m pip install --no-cache-dir --require-hashes -r /requirements-dev.lock
+
+FROM python:3.13-slim AS base
+ENV PATH=/venv/bin:$PATH \
+    # /code for `python -m src.scripts…`, /code/src for `app`
+    PYTHONPATH=/code/src \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+RUN useradd --uid 1000 --no-create-home --shell /usr/sbin/nologin app
+WORKDIR /code
+
+# The test suite: docker build --target test. It starts its own servers, so it needs no network and no database.
+FROM base AS test
+ENV HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
+    PYTEST_ADDOPTS="-p no:cacheprovider"
+COPY --from=test-packages /venv /venv
+COPY --chown=app:app src src
+USER app
+WORKDIR /code/src
+CMD ["python", "-m", "pytest"]
+
+FROM base AS production
+COPY --from=packages /venv /venv
+COPY src src
+# The only folder that the service writes to.
+RUN install -d -o app -g app src/app/logs
+USER app
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --start-interval=1s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=3)"]
+CMD ["gunicorn", "app.main:app", "-w", "4", "-k", "uvicorn.workers.UvicornWorker", "-b", "0.0.0.0:8000"]
