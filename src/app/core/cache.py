@@ -148,14 +148,15 @@ class CacheStore:
             raise RedisUnavailableError("The cache server has just been away")
 
     async def _deliver_until_done(self) -> None:
-        while not await self._deliver():
-            await asyncio.sleep(self.RETRY_SECONDS)
+        while self._owed:
+            if not await self._deliver():
+                await asyncio.sleep(self.RETRY_SECONDS)
         self._delivery = None
 
     async def _deliver(self) -> bool:
         if len(self._owed) > self.MAX_OWED:
             self._owed = {("*", True)}
-        owed = set(self._owed)
+        owed, self._owed = self._owed, set()
         try:
             with self._removals.guard(probe=True):
                 found = {name.encode() for name, is_pattern in owed if not is_pattern}
@@ -165,8 +166,8 @@ class CacheStore:
                 if found:
                     await self._removals.client.unlink(*found)
         except RedisUnavailableError:
+            self._owed |= owed
             return False
-        self._owed -= owed
         return True
 
     async def _matching(self, pattern: str) -> AsyncIterator[bytes]:

@@ -1,18 +1,27 @@
 """The job queue: `pool` enqueues, `ArqJob` looks a job up. Jobs and results travel as JSON, never as pickle."""
 
+import asyncio
 import json
-from typing import Any
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from arq.connections import ArqRedis, RedisSettings
+from arq.constants import in_progress_key_prefix
 from arq.jobs import Job as _ArqJob
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.core.config import RedisQueueSettings
 from app.core.exceptions import RedisUnavailableError
 from app.core.redis import RedisServer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 server = RedisServer("queue")
 pool: ArqRedis  # there once the lifespan has called `open_pool`
@@ -65,6 +74,25 @@ async def close_pool() -> None:
     await server.close()
 
 
+class _PatientRetry(Retry):
+    """Repeats a command for as long as its server is away, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__(ExponentialBackoff(cap=1.0, base=0.1), retries=-1)
+
+    async def call_with_retry(self, do: Callable[[], Awaitable[T]], fail: Callable[[RedisError], Any]) -> T:
+        told = False
+
+        async def fail_and_tell(error: RedisError) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                logger.warning("the worker waits for its queue", extra={"error": f"{type(error).__name__}: {error}"})
+            await fail(error)
+
+        return await super().call_with_retry(do, fail_and_tell)
+
+
 def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
     """The queue's address for a worker, which waits for its server for as long as it takes."""
     return RedisSettings(
@@ -72,6 +100,36 @@ def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
         port=settings.REDIS_QUEUE_PORT,
         database=settings.REDIS_QUEUE_DB,
         password=settings.REDIS_QUEUE_PASSWORD.get_secret_value() if settings.REDIS_QUEUE_PASSWORD else None,
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.1), retries=-1),
+        retry=_PatientRetry(),
         retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
     )
+
+
+class JobLeases:
+    """Lets the job of a killed worker run again after `SECONDS`, however long jobs may take.
+
+    arq marks a running job for as long as the longest may run; here the mark is short and renewed while we are alive.
+    """
+
+    SECONDS = 30
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._job_ids: set[str] = set()
+        self._renewal = asyncio.create_task(self._renew_for_ever())
+
+    async def take(self, job_id: str) -> None:
+        self._job_ids.add(job_id)
+        await self._redis.expire(in_progress_key_prefix + job_id, self.SECONDS)
+
+    def give_up(self, job_id: str) -> None:
+        self._job_ids.discard(job_id)
+
+    def close(self) -> None:
+        self._renewal.cancel()
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.SECONDS / 3)
+            for job_id in list(self._job_ids):
+                await self._redis.expire(in_progress_key_prefix + job_id, self.SECONDS)
