@@ -7,6 +7,7 @@ import logging
 import re
 from uuid import uuid4
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.logger import request_id
@@ -28,25 +29,27 @@ def add_response_headers(scope: Scope, headers: dict[str, str]) -> None:
 
 
 class RequestMiddleware:
-    """Gives each request an id, answers HEAD as GET without its body, adds headers, and turns an unexpected error into
-    a 500 without an end to the connection, which the next request on it would pay for.
+    """Gives each request an id, answers HEAD as GET without its body, refuses bodies of more than `max_body_bytes`,
+    adds headers, and turns an unexpected error into a 500 without an end to the connection, which the next request on
+    it would pay for.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self.app = app
+        self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
         identity = given if _REQUEST_ID.fullmatch(given) else uuid4().hex.encode()
         request_id.set(identity.decode())
         extra: list[tuple[bytes, bytes]] = [*_SECURITY_HEADERS, (b"x-request-id", identity)]
-        scope[_RESPONSE_HEADERS] = extra
         is_head = scope["method"] == "HEAD"
-        if is_head:
-            scope["method"] = "GET"
+        # A copy: the server looks at its own to know that the answer to HEAD has no body.
+        scope = {**scope, _RESPONSE_HEADERS: extra, "method": "GET" if is_head else scope["method"]}
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -58,16 +61,45 @@ class RequestMiddleware:
                 message = {**message, "body": b""}
             await send(message)
 
+        async def answer(status: int, content: dict[str, str]) -> None:
+            body = json.dumps(content).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            await send_with_headers({"type": "http.response.start", "status": status, "headers": headers})
+            await send_with_headers({"type": "http.response.body", "body": body})
+
+        if _announced(headers) > self.max_body_bytes:
+            await answer(413, {"detail": self.too_large})
+            return
         try:
-            await self.app(scope, receive, send_with_headers)
+            await self.app(scope, self._within_limit(receive), send_with_headers)
         except Exception:
             if started:
                 raise
             logger.exception("unhandled error", extra={"method": scope["method"], "path": scope["path"]})
-            body = json.dumps({"detail": "Internal server error", "request_id": identity.decode()}).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            await send_with_headers({"type": "http.response.start", "status": 500, "headers": headers})
-            await send_with_headers({"type": "http.response.body", "body": body})
+            await answer(500, {"detail": "Internal server error", "request_id": identity.decode()})
+
+    @property
+    def too_large(self) -> str:
+        return f"The body is too large: send no more than {self.max_body_bytes} bytes"
+
+    def _within_limit(self, receive: Receive) -> Receive:
+        """For a body whose length nobody announced."""
+        received = 0
+
+        async def receive_and_count() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise HTTPException(413, self.too_large)
+            return message
+
+        return receive_and_count
+
+
+def _announced(headers: dict[bytes, bytes]) -> int:
+    length = headers.get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
 
 
 class ClientCacheMiddleware:
@@ -85,7 +117,7 @@ class ClientCacheMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        shareable = scope["method"] == "GET" and not any(
+        shareable = scope["method"] in {"GET", "HEAD"} and not any(
             name in (b"authorization", b"cookie") for name, _ in scope["headers"]
         )
 
