@@ -14,6 +14,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
+from sqlalchemy.util import greenlet_spawn
 
 from app.core.config import settings
 from app.core.exceptions import (
@@ -160,10 +161,15 @@ class Reader:
     async def fetch_all(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
         """Run one statement and return its rows."""
         try:
-            async with read_engine.connect() as connection:
-                return (await connection.execute(statement, parameters)).all()
+            return await greenlet_spawn(_fetch_all, statement, parameters)
         except PoolTimeoutError as error:
             raise DatabaseUnavailableError from error
+
+
+def _fetch_all(statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    # What `AsyncConnection` does in three greenlets (connect, execute, close) in one: a fifth of a small request.
+    with read_engine.sync_engine.connect() as connection:
+        return connection.execute(statement, parameters).all()
 
 
 Database = AsyncSession | Reader
