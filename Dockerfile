@@ -12,6 +12,8 @@ FROM python:3.13-slim AS base
 ENV PATH=/venv/bin:$PATH \
     # /code for `python -m src.scripts…`, /code/src for `app`
     PYTHONPATH=/code/src \
+    # its default is below the home folder, which this user does not have
+    GUNICORN_CMD_ARGS=--no-control-socket \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 RUN useradd --uid 1000 --no-create-home --shell /usr/sbin/nologin app
