@@ -17,7 +17,7 @@ async def read_health(response: Response) -> HealthCheck:
     return HealthCheck(status="ok")
 
 
-@router.get("/health/ready", responses={503: {"model": Readiness, "description": "PostgreSQL is away"}})
+@router.get("/health/ready", responses={503: {"model": Readiness, "description": "PostgreSQL is away, or has no tables yet"}})
 async def read_readiness(response: Response, db: ReaderDep) -> Readiness:
     """Whether the service can answer: 503 without PostgreSQL, `degraded` while a Redis server is away."""
     response.headers["Cache-Control"] = "no-store"
@@ -32,8 +32,9 @@ async def read_readiness(response: Response, db: ReaderDep) -> Readiness:
 
 
 async def _database_is_up(db: Reader) -> bool:
+    """Whether the database answers and has its tables."""
     try:
-        await db.fetch_all(text("SELECT version_num FROM alembic_version"), {})
+        rows = await db.fetch_all(text("SELECT to_regclass('alembic_version') IS NOT NULL"), {})
     except DatabaseUnavailableError:
         return False
-    return True
+    return bool(rows[0][0])

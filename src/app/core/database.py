@@ -35,6 +35,7 @@ _NOT_NOW = {
     "25006",  # the server became a read-only standby
     "40001",  # serialization failure
     "40P01",  # deadlock
+    "42P01",  # a table is missing: the migrations have not run yet
     "53300",  # too many connections
     "55P03",  # lock timeout
     "57014",  # statement timeout
@@ -119,10 +120,13 @@ def _refuse_closed_connection(dbapi_connection: Any, *_: Any) -> None:
 def _translate_error(context: ExceptionContext) -> None:
     """Turn what PostgreSQL refuses into errors of ours; anything else passes as it is."""
     original = context.original_exception
+    if isinstance(original, TimeoutError):
+        # The client has given up, the server may still be at it: nobody else may get this connection.
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
     cause = original.__cause__ or original
     state: str = getattr(cause, "sqlstate", None) or ""
     translated: AppError
-    if context.is_disconnect or state in _NOT_NOW or state.startswith("08") or isinstance(cause, TimeoutError):
+    if context.is_disconnect or state in _NOT_NOW or state.startswith("08"):
         translated = DatabaseUnavailableError()
     elif state == "23505":
         translated = DuplicateValueError(_taken(getattr(cause, "constraint_name", None)))
