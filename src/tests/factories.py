@@ -1,0 +1,72 @@
+"""Rows to test with: each function commits one and returns it. What a test does not name is made up."""
+
+from itertools import count
+from typing import Any
+
+from app.core.config import settings
+from app.core.database import transaction
+from app.core.security import get_password_hash
+from app.crud.crud_posts import crud_posts
+from app.crud.crud_rate_limit import crud_rate_limits
+from app.crud.crud_tier import crud_tiers
+from app.crud.crud_users import crud_users
+from app.models.post import Post
+from app.models.rate_limit import RateLimit
+from app.models.tier import Tier
+from app.models.user import User
+from app.schemas.post import PostCreateInternal
+from app.schemas.rate_limit import RateLimitCreateInternal
+from app.schemas.tier import TierCreateInternal
+from app.schemas.user import UserCreateInternal
+
+PASSWORD = settings.TEST_PASSWORD.get_secret_value()
+ADMIN_PASSWORD = settings.ADMIN_PASSWORD.get_secret_value()
+
+_numbers = count(1)
+_hashes: dict[str, str] = {}
+passwords: dict[str, str] = {}
+"""What users sign in with, by username."""
+
+
+async def make_user(*, password: str = PASSWORD, **values: Any) -> User:
+    """Sign somebody up; the password is TEST_PASSWORD unless named."""
+    if password not in _hashes:
+        _hashes[password] = await get_password_hash(password)
+    username = values.pop("username", f"user{next(_numbers)}")
+    passwords[username] = password
+    values = {"name": "Some User", "email": f"{username}@example.com", **values}
+    internal = UserCreateInternal(username=username, hashed_password=_hashes[password], **values)
+    async with transaction() as db:
+        return await crud_users.create(db, internal)
+
+
+async def make_test_user(**values: Any) -> User:
+    """Sign up the user whom TEST_NAME, TEST_EMAIL and TEST_USERNAME describe."""
+    named = {"name": settings.TEST_NAME, "email": settings.TEST_EMAIL, "username": settings.TEST_USERNAME}
+    return await make_user(**{**named, **values})
+
+
+async def make_superuser(**values: Any) -> User:
+    """Make a superuser; the first one is called as ADMIN_* say."""
+    named = {"name": settings.ADMIN_NAME, "email": settings.ADMIN_EMAIL, "username": settings.ADMIN_USERNAME}
+    if "username" in values:
+        named = {}
+    return await make_user(**{"password": ADMIN_PASSWORD, "is_superuser": True, **named, **values})
+
+
+async def make_post(user: User, **values: Any) -> Post:
+    values = {"title": "A title", "text": "Some text.", **values}
+    async with transaction() as db:
+        return await crud_posts.create(db, PostCreateInternal(created_by_user_id=user.id, **values))
+
+
+async def make_tier(name: str | None = None) -> Tier:
+    async with transaction() as db:
+        return await crud_tiers.create(db, TierCreateInternal(name=name or f"tier{next(_numbers)}"))
+
+
+async def make_rate_limit(tier: Tier, **values: Any) -> RateLimit:
+    """Limit a tier, on the route that makes tasks unless `path` names another (sanitized) one."""
+    values = {"path": "api_v1_tasks_task", "limit": 5, "period": 60, "name": f"limit{next(_numbers)}", **values}
+    async with transaction() as db:
+        return await crud_rate_limits.create(db, RateLimitCreateInternal(tier_id=tier.id, **values))

@@ -1,0 +1,51 @@
+"""What tests say often."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+
+from app.models.user import User
+from tests.factories import passwords
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+async def _get_token(username: str, password: str, client: httpx.AsyncClient) -> str:
+    """Sign in through the API and return the token."""
+    response = await client.post("/api/v1/login", data={"username": username, "password": password})
+    assert response.status_code == 200, response.text
+    return str(response.json()["access_token"])
+
+
+async def sign_in(client: httpx.AsyncClient, user: User) -> dict[str, str]:
+    """Sign in as a user that a factory made; return the headers to send."""
+    return {"Authorization": f"Bearer {await _get_token(user.username, passwords[user.username], client)}"}
+
+
+def public(user: User) -> dict[str, Any]:
+    """The body that anybody gets for a user."""
+    return {
+        "id": user.id,
+        "name": user.name,
+        "username": user.username,
+        "profile_image_url": user.profile_image_url,
+        "tier_id": user.tier_id,
+    }
+
+
+def own(user: User) -> dict[str, Any]:
+    """The body that the user and superusers get."""
+    return {**public(user), "email": user.email, "is_superuser": user.is_superuser}
+
+
+def is_recent(moment: datetime | str | None) -> bool:
+    """Whether a moment, aware and in UTC, lies within the last minute."""
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    return (
+        moment is not None
+        and moment.utcoffset() == timedelta(0)
+        and timedelta(0) <= datetime.now(UTC) - moment < timedelta(minutes=1)
+    )
