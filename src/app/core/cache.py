@@ -42,11 +42,15 @@ _LEASE = b"\x00"  # JSON never begins with it
 _INDEX = "@cache:index:"
 _INDEXES = "@cache:indexes"
 _GLOB = re.compile(r"([*?\[\]\\])")
+_LITERAL_START = re.compile(r"(?:[^*?\[\\]|\\.)*", re.DOTALL)
 
 # KEYS: key, its index, the list of indexes. ARGV: lease, its milliseconds, seconds to stay listed.
-# Answers the stored bytes or somebody's lease; nil when the caller's lease has been taken.
+# Answers the stored bytes or somebody's lease; nil when the caller's lease has been taken. A server that is full may
+# have dropped an index, or the list of them: what a pattern may have failed to find since then is not served.
 _FETCH = """
-if redis.call('ZSCORE', KEYS[2], KEYS[1]) then
+if not redis.call('ZSCORE', KEYS[3], KEYS[2]) then
+  redis.call('UNLINK', KEYS[2])
+elseif redis.call('ZSCORE', KEYS[2], KEYS[1]) then
   local value = redis.call('GET', KEYS[1])
   if value then return value end
 end
@@ -172,7 +176,8 @@ class CacheStore:
 
     async def _matching(self, pattern: str) -> AsyncIterator[bytes]:
         client = self._removals.client
-        literal = re.sub(r"\\(.)", r"\1", re.split(r"(?<!\\)[*?\[]", pattern, maxsplit=1)[0])
+        start = _LITERAL_START.match(pattern)
+        literal = re.sub(r"\\(.)", r"\1", start[0] if start else "")
         if ":" in literal:
             indexes = [_index(literal)]
         else:
@@ -339,7 +344,8 @@ async def _serve(key: str, expiration: int, request: Request, endpoint: Callable
             body = await _render(request, answer)
         finally:
             await store.store(key, lease, body, expiration)
-    return Response(body, media_type="application/json")
+    status = cast(APIRoute, request.scope["route"]).status_code
+    return Response(body, status or 200, media_type="application/json")
 
 
 async def _render(request: Request, answer: Any) -> bytes:

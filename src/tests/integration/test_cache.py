@@ -1,0 +1,487 @@
+"""What `@cache` does with each of its options."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from fastapi import APIRouter, Cookie, Depends, Header, Request, Response
+from fastapi.security import APIKeyQuery
+from pydantic import BaseModel
+
+from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user
+from app.core import cache as cache_module
+from app.core.cache import CacheStore, cache
+from app.core.exceptions import CacheIdentificationInferenceError, InvalidRequestError, NotFoundError
+from app.models.user import User
+from tests.fixtures import HeadersFor, RedisRoles, open_client
+from tests.integration.own_app import build
+
+pytestmark = pytest.mark.usefixtures("app")
+
+
+class Thing(BaseModel):
+    id: int
+    name: str
+    seen: datetime
+
+
+class Runs:
+    """How often an endpoint ran."""
+
+    count = 0
+
+    def answer(self, **values: Any) -> dict[str, Any]:
+        self.count += 1
+        return {**values, "run": self.count}
+
+
+@pytest.fixture
+def runs() -> Runs:
+    return Runs()
+
+
+async def get(router: APIRouter, path: str) -> httpx.Response:
+    async with open_client(build(router)) as client:
+        return await client.get(path)
+
+
+async def keys_of(redis: RedisRoles) -> set[str]:
+    """The cached answers, without what the cache needs for itself."""
+    return {key.decode() for key in await redis.cache.keys()} - {
+        key.decode() for key in await redis.cache.keys("@cache:*")
+    }
+
+
+class TestGet:
+    async def test_key_and_value(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}")
+        @cache(key_prefix="sample_data", expiration=100, resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> dict[str, Any]:
+            return runs.answer(id=my_id, text="grün")
+
+        response = await get(router, "/sample/7")
+        assert response.json() == {"id": 7, "text": "grün", "run": 1}
+        assert await keys_of(redis) == {"sample_data:7"}
+        assert await redis.cache.get("sample_data:7") == response.content
+        assert 90 < await redis.cache.ttl("sample_data:7") <= 100
+
+    async def test_kept_for_an_hour_unless_told(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}")
+        @cache("sample_data", resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> dict[str, Any]:
+            return runs.answer()
+
+        await get(router, "/sample/7")
+        assert 3590 < await redis.cache.ttl("sample_data:7") <= 3600
+
+    async def test_all_options_by_position(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{name}")
+        @cache("sample_data", None, 50, str, None, None)
+        async def sample(request: Request, name: str) -> dict[str, Any]:
+            return runs.answer()
+
+        await get(router, "/sample/a:b")
+        assert await keys_of(redis) == {"sample_data:a:b"}
+        assert 40 < await redis.cache.ttl("sample_data:a:b") <= 50
+
+    async def test_prefix_is_filled_in(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/{name}/things")
+        @cache("{name}_things:page_{page}:items_per_page:{items_per_page}", resource_id_name="name")
+        async def things(request: Request, name: str, page: int = 1, items_per_page: int = 10) -> dict[str, Any]:
+            return runs.answer(page=page)
+
+        async with open_client(build(router)) as client:
+            first = await client.get("/ann/things")
+            second = await client.get("/ann/things?page=2")
+            assert (await client.get("/ann/things")).content == first.content
+        assert second.json() == {"page": 2, "run": 2}
+        assert await keys_of(redis) == {
+            "ann_things:page_1:items_per_page:10:ann",
+            "ann_things:page_2:items_per_page:10:ann",
+        }
+
+    async def test_hit_serves_the_stored_bytes(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}", status_code=203)
+        @cache("sample_data", resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> dict[str, Any]:
+            return runs.answer()
+
+        async with open_client(build(router)) as client:
+            missed, hit = await client.get("/sample/7"), await client.get("/sample/7")
+            await redis.cache.set("sample_data:7", b'{"stored": 1}')
+            changed = await client.get("/sample/7")
+        assert runs.count == 1
+        assert missed.content == hit.content
+        assert changed.content == b'{"stored": 1}'
+        for response in (missed, hit, changed):
+            assert response.status_code == 203
+            assert response.headers["content-type"] == "application/json"
+            assert response.headers["content-length"] == str(len(response.content))
+
+    @pytest.mark.parametrize("options", [{}, {"response_model": Thing}, {"response_model": None}])
+    async def test_same_answer_as_without(self, options: dict[str, Any]) -> None:
+        router = APIRouter()
+
+        async def read(request: Request, thing_id: int) -> Any:
+            return {"id": thing_id, "name": "né", "seen": datetime(2026, 1, 2, tzinfo=UTC), "secret": thing_id * 0.5}
+
+        router.get("/plain/{thing_id}", **options)(read)
+        router.get("/cached/{thing_id}", **options)(cache("thing", resource_id_name="thing_id")(read))
+        async with open_client(build(router)) as client:
+            plain, missed, hit = [await client.get(f"/{way}/7") for way in ("plain", "cached", "cached")]
+        assert plain.status_code == 200
+        assert missed.content == hit.content == plain.content
+        assert ("secret" in plain.json()) is (options.get("response_model") is not Thing)
+
+    async def test_answer_that_does_not_fit_its_model_is_an_error_each_time(self, redis: RedisRoles) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}", response_model=Thing)
+        @cache("sample_data", resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> dict[str, Any]:
+            return {"id": my_id}
+
+        async with open_client(build(router)) as client:
+            for _ in range(2):
+                assert (await client.get("/sample/7")).status_code == 500
+        assert await keys_of(redis) == set()
+
+    async def test_error_is_not_kept(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}")
+        @cache("sample_data", resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> dict[str, Any]:
+            answer = runs.answer()
+            if runs.count == 1:
+                raise NotFoundError
+            return answer
+
+        async with open_client(build(router)) as client:
+            assert (await client.get("/sample/7")).status_code == 404
+            assert await keys_of(redis) == set()
+            assert (await client.get("/sample/7")).json() == {"run": 2}
+
+    async def test_ready_response_is_not_kept(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}")
+        @cache("sample_data", resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> Response:
+            return Response(f"run {runs.answer()['run']}", media_type="text/plain")
+
+        async with open_client(build(router)) as client:
+            assert [(await client.get("/sample/7")).text for _ in range(2)] == ["run 1", "run 2"]
+        assert await keys_of(redis) == set()
+
+    async def test_head_shares_the_answer(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}")
+        @cache("sample_data", resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> dict[str, Any]:
+            return runs.answer()
+
+        async with open_client(build(router)) as client:
+            head, answer = await client.head("/sample/7"), await client.get("/sample/7")
+        assert (head.content, head.headers["content-length"]) == (b"", str(len(answer.content)))
+        assert runs.count == 1
+
+    async def test_no_key_without_an_end(self, redis: RedisRoles, client: httpx.AsyncClient, user: User) -> None:
+        for path in (f"/{user.username}/posts", f"/{user.username}/posts?page=3", f"/{user.username}/post/1"):
+            await client.get(f"/api/v1{path}")
+        keys = await redis.cache.keys()
+        assert len(keys) >= 4
+        assert all([await redis.cache.ttl(key) > 0 for key in keys])
+
+
+class TestInference:
+    @pytest.mark.parametrize("kind", [int, str])
+    async def test_the_one_that_has_the_type(self, redis: RedisRoles, kind: type) -> None:
+        router = APIRouter()
+
+        @router.get("/{name}/{thing_id}")
+        @cache("thing", resource_id_type=kind)
+        async def thing(request: Request, name: str, thing_id: int, limit: int = 3) -> dict[str, Any]:
+            return {}
+
+        await get(router, "/ann/7")
+        assert await keys_of(redis) == {"thing:7" if kind is int else "thing:ann"}
+
+    def test_nothing_to_choose(self) -> None:
+        async def endpoint(request: Request, name: str, width: int) -> None: ...
+
+        with pytest.raises(CacheIdentificationInferenceError, match="endpoint: 0 parameters could be the int"):
+            cache("thing")(endpoint)
+
+    def test_more_than_one_to_choose(self) -> None:
+        async def endpoint(request: Request, first: str, second: str) -> None: ...
+
+        with pytest.raises(CacheIdentificationInferenceError, match="endpoint: 2 parameters could be the str"):
+            cache("thing", resource_id_type=str)(endpoint)
+
+
+async def _look_at_header(language: Annotated[str, Header()] = "en") -> str:
+    return language
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        "extra", [{"to_invalidate_extra": {"a": "{id}"}}, {"pattern_to_invalidate_extra": ["a:*"]}]
+    )
+    def test_extras_on_get(self, extra: dict[str, Any]) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{id}")
+        @cache("sample", **extra)
+        async def sample(request: Request, id: int) -> None: ...
+
+        with pytest.raises(InvalidRequestError, match="sample: to_invalidate_extra"):
+            build(router)
+
+    def test_route_with_several_methods_counts_as_get(self) -> None:
+        router = APIRouter()
+
+        @router.api_route("/sample/{id}", methods=["PUT", "GET"])
+        @cache("sample", pattern_to_invalidate_extra=["a:*"])
+        async def sample(request: Request, id: int) -> None: ...
+
+        with pytest.raises(InvalidRequestError, match="sample: to_invalidate_extra"):
+            build(router)
+
+    async def test_extras_on_get_added_later(self) -> None:
+        application = build()
+
+        @application.get("/sample/{id}")
+        @cache("sample", pattern_to_invalidate_extra=["a:*"])
+        async def sample(request: Request, id: int) -> None: ...
+
+        async with open_client(application) as client:
+            assert (await client.get("/sample/7")).status_code == 500
+
+    def test_endpoint_that_looks_at_the_caller(self) -> None:
+        async def optional(request: Request, id: int, user: OptionalUser) -> None: ...
+        async def required(request: Request, id: int, user: CurrentUser) -> None: ...
+        async def header(request: Request, id: int, accept_language: Annotated[str, Header()] = "") -> None: ...
+        async def cookie(request: Request, id: int, session: Annotated[str, Cookie()] = "") -> None: ...
+        async def inner(request: Request, id: int, language: Annotated[str, Depends(_look_at_header)]) -> None: ...
+        async def key(request: Request, id: int, key: Annotated[str, Depends(APIKeyQuery(name="key"))]) -> None: ...
+
+        for endpoint in (optional, required, header, cookie, inner, key):
+            router = APIRouter()
+            router.get("/sample/{id}")(cache("sample", resource_id_name="id")(endpoint))
+            with pytest.raises(InvalidRequestError, match=f"{endpoint.__name__}: its answer may depend on who asks"):
+                build(router)
+
+    async def test_guarded_route_may_be_cached(
+        self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User, runs: Runs
+    ) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{id}", dependencies=[Depends(get_current_user)])
+        @cache("sample")
+        async def sample(request: Request, id: int) -> dict[str, Any]:
+            return runs.answer()
+
+        headers = await headers_for(user)
+        async with open_client(build(router)) as own:
+            assert (await own.get("/sample/7", headers=headers)).json() == {"run": 1}
+            assert (await own.get("/sample/7")).status_code == 401
+            assert (await own.get("/sample/7", headers=headers)).json() == {"run": 1}
+
+    def test_without_the_request(self) -> None:
+        async def endpoint(id: int) -> None: ...
+
+        with pytest.raises(InvalidRequestError, match="endpoint: @cache needs the parameter `request: Request`"):
+            cache("thing")(endpoint)
+
+    @pytest.mark.parametrize(
+        ("prefix", "extra"),
+        [
+            ("{nobody}_thing", {}),
+            ("thing", {"to_invalidate_extra": {"{nobody}": "1"}}),
+            ("thing", {"to_invalidate_extra": {"a": "{nobody}"}}),
+            ("thing", {"pattern_to_invalidate_extra": ["{nobody}:*"]}),
+            ("{id!r}_thing", {}),
+            ("{id:03}_thing", {}),
+        ],
+    )
+    def test_placeholder_that_is_no_parameter(self, prefix: str, extra: dict[str, Any]) -> None:
+        async def endpoint(request: Request, id: int) -> None: ...
+
+        with pytest.raises(InvalidRequestError, match="is no parameter"):
+            cache(prefix, resource_id_name="id", **extra)(endpoint)
+
+
+class TestInvalidation:
+    """Answers of `GET /{name}/{kind}/{id}` lie under `{name}_{kind}:{id}`."""
+
+    @pytest.fixture
+    def router(self, runs: Runs) -> APIRouter:
+        router = APIRouter()
+
+        @router.get("/{name}/{kind}/{id}")
+        @cache("{name}_{kind}", resource_id_name="id")
+        async def read(request: Request, name: str, kind: str, id: int) -> dict[str, Any]:
+            return runs.answer()
+
+        return router
+
+    async def left(self, redis: RedisRoles, router: APIRouter, paths: list[str], **options: Any) -> set[str]:
+        """Read the paths, run `POST /write/{name}/{id}` decorated with the options, return the keys that are left."""
+
+        @router.post("/write/{name}/{id}")
+        @cache("{name}_own", resource_id_name="id", **options)
+        async def write(request: Request, name: str, id: int, db: SessionDep) -> dict[str, Any]:
+            return {"written": id}
+
+        async with open_client(build(router)) as client:
+            for path in paths:
+                assert (await client.get(path)).status_code == 200
+            assert len(await keys_of(redis)) == len(paths)
+            assert (await client.post("/write/ann/7")).json() == {"written": 7}
+        return await keys_of(redis)
+
+    async def test_own_key_only(self, redis: RedisRoles, router: APIRouter) -> None:
+        left = await self.left(redis, router, ["/ann/own/7", "/ann/own/8", "/ann/own/70", "/bob/own/7"])
+        assert left == {"ann_own:8", "ann_own:70", "bob_own:7"}
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+    async def test_every_method_but_get(self, redis: RedisRoles, router: APIRouter, method: str) -> None:
+        @router.api_route("/ann/own/{id}", methods=[method])
+        @cache("ann_own")
+        async def write(request: Request, id: int) -> dict[str, Any]:
+            return {}
+
+        async with open_client(build(router)) as client:
+            await client.get("/ann/own/7")
+            assert await keys_of(redis) == {"ann_own:7"}
+            assert (await client.request(method, "/ann/own/7")).status_code == 200
+        assert await keys_of(redis) == set()
+
+    async def test_extra_keys(self, redis: RedisRoles, router: APIRouter) -> None:
+        extra = {"{name}_list": "{id}", "all_list": "1"}
+        paths = ["/ann/own/7", "/ann/list/7", "/all/list/1", "/ann/list/1", "/bob/list/7"]
+        assert await self.left(redis, router, paths, to_invalidate_extra=extra) == {"ann_list:1", "bob_list:7"}
+
+    async def test_pattern_matches_as_written(self, redis: RedisRoles, router: APIRouter) -> None:
+        paths = ["/user_1/list/1", "/user_1/list/2", "/user_10/list/1", "/user_1/other/1", "/xuser_1/list/1"]
+        left = await self.left(redis, router, paths, pattern_to_invalidate_extra=["user_1_list:*"])
+        assert left == {"user_10_list:1", "user_1_other:1", "xuser_1_list:1"}
+
+    @pytest.mark.parametrize(
+        ("pattern", "left"),
+        [
+            ("*", set()),
+            ("*_list:*", {"ann_other:1", "bob_other:12"}),
+            ("{name}_*", {"bob_list:1", "bob_other:12"}),
+            ("???_list:1", {"ann_other:1", "bob_other:12"}),
+            ("[a-c]??_other:1", {"ann_list:1", "bob_list:1", "bob_other:12"}),
+            ("bob_other:1?", {"ann_list:1", "bob_list:1", "ann_other:1"}),
+            ("nobody*", {"ann_list:1", "bob_list:1", "ann_other:1", "bob_other:12"}),
+        ],
+    )
+    async def test_general_patterns(self, redis: RedisRoles, router: APIRouter, pattern: str, left: set[str]) -> None:
+        paths = ["/ann/list/1", "/bob/list/1", "/ann/other/1", "/bob/other/12"]
+        assert await self.left(redis, router, paths, pattern_to_invalidate_extra=[pattern]) == left
+
+    async def test_several_patterns(self, redis: RedisRoles, router: APIRouter) -> None:
+        paths = ["/ann/list/1", "/ann/other/1", "/bob/list/1"]
+        left = await self.left(redis, router, paths, pattern_to_invalidate_extra=["{name}_list:*", "{name}_other:*"])
+        assert left == {"bob_list:1"}
+
+    @pytest.mark.parametrize("name", ["a*b", "a?b", "a[x]b", "a\\b", "a]b", "*", "a\\", "a:b"])
+    @pytest.mark.parametrize("pattern", ["{name}_list:*", "{name}*:1", "*{name}_list*"])
+    async def test_values_are_not_patterns(self, redis: RedisRoles, router: APIRouter, name: str, pattern: str) -> None:
+        @router.post("/write/{name}")
+        @cache("{name}_own", resource_id_name="name", pattern_to_invalidate_extra=[pattern])
+        async def write(request: Request, name: str) -> None: ...
+
+        async with open_client(build(router)) as client:
+            for other in (name, "axb", "ab", "aab"):
+                await client.get(f"/{quote(other)}/list/1")
+            assert len(await keys_of(redis)) == 4
+            assert (await client.post(f"/write/{quote(name)}")).status_code == 200
+        assert await keys_of(redis) == {"axb_list:1", "ab_list:1", "aab_list:1"}
+
+    async def test_other_keys_of_the_same_server(self, redis: RedisRoles, router: APIRouter) -> None:
+        others = ["ann_list:foreign", "ann_list", "session:1", "bob_list:1"]
+        for key in others:
+            await redis.cache.set(key, b"somebody else's", ex=60)
+
+        @router.post("/write")
+        @cache("ann_own", resource_id_name="name", pattern_to_invalidate_extra=["ann_list:*", "*"])
+        async def write(request: Request, name: str = "x") -> None: ...
+
+        async with open_client(build(router)) as client:
+            await client.get("/ann/list/1")
+            assert await keys_of(redis) == {*others, "ann_list:1"}
+            await client.post("/write")
+        assert await keys_of(redis) == set(others)
+
+    async def test_foreign_value_under_a_key_of_ours_is_not_served(
+        self, redis: RedisRoles, router: APIRouter, runs: Runs
+    ) -> None:
+        await redis.cache.set("ann_list:1", b'{"run": 0}', ex=60)
+        async with open_client(build(router)) as client:
+            assert (await client.get("/ann/list/1")).json() == {"run": 1}
+
+    async def test_write_that_fails_removes_nothing(self, redis: RedisRoles, router: APIRouter) -> None:
+        @router.post("/write/{id}")
+        @cache("ann_own", pattern_to_invalidate_extra=["*"])
+        async def write(request: Request, id: int, db: SessionDep) -> None:
+            raise NotFoundError
+
+        async with open_client(build(router)) as client:
+            await client.get("/ann/own/7")
+            assert (await client.post("/write/7")).status_code == 404
+        assert await keys_of(redis) == {"ann_own:7"}
+
+    @pytest.mark.parametrize("lost", ["@cache:indexes", "@cache:index:ann_list"])
+    async def test_nothing_stale_after_a_full_server_dropped_an_index(
+        self, redis: RedisRoles, router: APIRouter, runs: Runs, lost: str
+    ) -> None:
+        @router.post("/write")
+        @cache("ann_own", resource_id_name="name", pattern_to_invalidate_extra=["*_list:*"])
+        async def write(request: Request, name: str = "x") -> None: ...
+
+        async with open_client(build(router)) as client:
+            assert (await client.get("/ann/list/1")).json() == {"run": 1}
+            assert await redis.cache.delete(lost) == 1
+            await client.post("/write")
+            assert (await client.get("/ann/list/2")).json() == {"run": 2}
+            assert (await client.get("/ann/list/1")).json() == {"run": 3}
+            assert (await client.get("/ann/list/1")).json() == {"run": 3}
+
+
+class TestWithoutTheCacheGroup:
+    async def test_passes_through(self, redis: RedisRoles, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cache_module, "store", CacheStore())
+        router = APIRouter()
+
+        @router.get("/sample/{id}")
+        @cache("sample")
+        async def sample(request: Request, id: int) -> dict[str, Any]:
+            return runs.answer()
+
+        @router.post("/sample/{id}")
+        @cache("sample", to_invalidate_extra={"a": "1"}, pattern_to_invalidate_extra=["*"])
+        async def write(request: Request, id: int, db: SessionDep) -> dict[str, Any]:
+            return runs.answer()
+
+        async with open_client(build(router)) as client:
+            assert [(await client.get("/sample/7")).json()["run"] for _ in range(2)] == [1, 2]
+            assert (await client.post("/sample/7")).json() == {"run": 3}
+        assert await redis.cache.keys() == []
