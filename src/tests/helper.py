@@ -24,6 +24,17 @@ async def sign_in(client: httpx.AsyncClient, user: User) -> dict[str, str]:
     return {"Authorization": f"Bearer {await _get_token(user.username, passwords[user.username], client)}"}
 
 
+def assert_unauthorized(response: httpx.Response) -> None:
+    """Nobody is signed in: a 401 that says how to."""
+    assert response.status_code == 401, response.text
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
+    assert list(response.json()) == ["detail"]
+
+
+def assert_error(response: httpx.Response, status_code: int, detail: str) -> None:
+    assert (response.status_code, response.json()) == (status_code, {"detail": detail})
+
+
 def public(user: User) -> dict[str, Any]:
     """The body that anybody gets for a user."""
     return {
