@@ -26,7 +26,7 @@ from scripts.servers import HOST, Postgres, Process, ServerError, Valkey, port_i
 SRC = Path(__file__).parent.parent
 TOP = SRC.parent
 LOCAL = TOP / ".local"
-ENV_FILES = (TOP / ".env", SRC / ".env")  # the later one wins
+ENV_FILES = (TOP / ".env", SRC / ".env")  # as in app.core.config: the later one wins
 
 # Both scripts in one process: most of their time goes into imports.
 SETUP = """
@@ -81,7 +81,7 @@ class Log:
             reader.join(timeout=1)
 
 
-class Stack:
+class Processes:
     """The processes of one run, in the order in which they were started; they stop in the reverse order."""
 
     def __init__(self, stack: ExitStack, log: Log) -> None:
@@ -163,7 +163,7 @@ def main() -> int:
     try:
         with _only_run_here(), ExitStack() as stack:
             try:
-                run(Stack(stack, log), port)
+                run(Processes(stack, log), port)
             finally:
                 _on_signal(signal.SIG_IGN)  # one is enough; stopping takes seconds at most
     except KeyboardInterrupt:
@@ -177,42 +177,42 @@ def main() -> int:
     return 1
 
 
-def run(stack: Stack, port: int) -> None:
+def run(processes: Processes, port: int) -> None:
     for name in ("api", "worker", "setup"):
         stop_leftover(LOCAL / f"{name}.pid")
     if not port_is_free(port):
         raise CannotRunError(f"{HOST}:{port} is taken by another program; choose another: make run PORT={port + 1}")
     password = _write_env_file()
     settings = _settings()
-    addresses = stack.start_servers(settings)
+    addresses = processes.start_servers(settings)
     _write_private(LOCAL / "servers.env", "".join(f"{key}={shlex.quote(value)}\n" for key, value in addresses.items()))
 
-    setup = stack.start("setup", "-c", SETUP)
-    worker = Worker(stack)
+    setup = processes.start("setup", "-c", SETUP)
+    worker = Worker(processes)
     api = ["-m", "uvicorn", "app.main:app", "--reload", "--reload-dir", "app", "--host", HOST, "--port", str(port)]
-    stack.start("api", *api, "--timeout-graceful-shutdown", "3")
+    processes.start("api", *api, "--timeout-graceful-shutdown", "3")
 
     told = False  # what to open and how to sign in
     for changes in watch(SRC / "app", watch_filter=PythonFilter(), rust_timeout=200, yield_on_timeout=True):
         if changes:
             worker.restart()
         worker.forgive_mistake()
-        stack.check()
+        processes.check()
         if not told and setup.returncode == 0 and _is_ready(port):
             told = True
-            _tell(stack.log, port, settings.get("ADMIN_USERNAME", "admin"), password, addresses)
+            _tell(processes.log, port, settings.get("ADMIN_USERNAME", "admin"), password, addresses)
 
 
 class Worker:
     """The worker, started anew after each edit as uvicorn does with the API."""
 
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
         self._edited = -float("inf")
         self._process = self._start()
 
     def _start(self) -> Process:
-        return self._stack.start("worker", "-m", "arq", "app.worker.WorkerSettings")
+        return self._processes.start("worker", "-m", "arq", "app.worker.WorkerSettings")
 
     def restart(self) -> None:
         self._process.stop()
@@ -222,12 +222,12 @@ class Worker:
     def forgive_mistake(self) -> None:
         """Wait for the next edit if the last one has made the worker end."""
         if (
-            "worker" in self._stack.running
+            "worker" in self._processes.running
             and self._process.returncode is not None
             and time.monotonic() < self._edited + MISTAKE_SECONDS
         ):
-            del self._stack.running["worker"]
-            self._stack.log.write("make run", "the worker has ended; it starts again after the next edit")
+            del self._processes.running["worker"]
+            self._processes.log.write("make run", "the worker has ended; it starts again after the next edit")
 
 
 def _tell(log: Log, port: int, username: str, password: str | None, addresses: Mapping[str, str]) -> None:
