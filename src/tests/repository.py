@@ -1,0 +1,57 @@
+"""The repository as files, and the parts of its pages."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.environment import SRC
+
+TOP = SRC.parent
+_NOT_OURS = {".git", ".hypothesis", ".local", ".venv", "__pycache__", "logs"}
+
+
+def project_files() -> list[Path]:
+    """Every file that is in the repository, or would be once it is added; without git, what looks like it."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(command, cwd=TOP, capture_output=True, check=True, text=True)  # noqa: S603 (fixed words)
+        files = [TOP / name for name in listed.stdout.split("\0") if name]
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        files = [
+            file
+            for file in TOP.rglob("*")
+            if not any(part in _NOT_OURS or part.endswith("_cache") for part in file.relative_to(TOP).parts)
+            and (file.name != ".env" and not file.name.endswith(".pyc"))
+        ]
+    return sorted(file for file in files if file.is_file())
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page; its first line may be a comment that names the file it belongs into."""
+
+    language: str
+    text: str
+
+    @property
+    def first_line(self) -> str:
+        return self.text.partition("\n")[0]
+
+    @property
+    def file(self) -> str | None:
+        named = re.fullmatch(r"# (src/\S+)", self.first_line)
+        return named[1] if named else None
+
+
+def blocks_of(page: str) -> list[Block]:
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return [Block(language, text) for language, text in fences]
+
+
+def section_of(page: str, heading: str) -> str:
+    """The part of a page below a heading, up to the next one of its level."""
+    level = heading.partition(" ")[0]
+    found = re.search(rf"^{re.escape(heading)}$(.*?)(?=^{level} |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1]
