@@ -1,0 +1,341 @@
+"""After a write has answered, nobody reads the older value, however reads and writes interleave."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI, Request
+
+from app.api.dependencies import ReaderDep, SessionDep
+from app.core.cache import LEASE_SECONDS, CacheStore, cache
+from app.core.config import settings
+from app.core.database import on_commit
+from app.crud.crud_posts import crud_posts
+from app.models.post import Post
+from app.models.user import User
+from tests.environment import SRC
+from tests.factories import make_post, make_user
+from tests.fixtures import HeadersFor, RedisRoles, RunServer, open_client
+from tests.integration.own_app import MODULE, build, count_statuses, send
+
+Hook = Callable[[], Awaitable[None]]
+
+
+async def _go_on() -> None:
+    pass
+
+
+class Hooks:
+    """Where a test holds an endpoint up."""
+
+    after_read: Hook = staticmethod(_go_on)
+    before_commit: Hook = staticmethod(_go_on)
+    after_commit: Hook = staticmethod(_go_on)
+    reads = 0
+
+
+class Gate:
+    """Holds up one who comes: `await gate()` returns after `open()`; `await gate.arrived.wait()` waits for somebody."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self._open = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.arrived.set()
+        await self._open.wait()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture
+async def post(user: User) -> Post:
+    return await make_post(user, title="old")
+
+
+@pytest.fixture
+def hooks() -> Hooks:
+    return Hooks()
+
+
+@pytest.fixture
+async def own(app: FastAPI, hooks: Hooks) -> AsyncIterator[httpx.AsyncClient]:
+    """An application whose endpoints read and change the titles of real posts, and stop where the hooks say."""
+    router = APIRouter()
+
+    @router.get("/posts/{id}")
+    @cache("title", resource_id_name="id")
+    async def read(request: Request, id: int, db: ReaderDep) -> dict[str, Any] | None:
+        hooks.reads += 1
+        post = await crud_posts.get(db, ["title"], id=id)
+        await hooks.after_read()
+        return post
+
+    async def change(id: int, title: str, db: SessionDep) -> None:
+        await crud_posts.update(db, {"title": title}, id=id)
+        await hooks.before_commit()
+
+    @router.patch("/posts/{id}")
+    @cache("title", resource_id_name="id")
+    async def patch(request: Request, id: int, title: str, db: SessionDep) -> None:
+        await change(id, title, db)
+
+    @router.patch("/posts/{id}/by_pattern")
+    @cache("other", resource_id_name="id", pattern_to_invalidate_extra=["tit*"])
+    async def patch_by_pattern(request: Request, id: int, title: str, db: SessionDep) -> None:
+        on_commit(db, hooks.after_commit)
+        await change(id, title, db)
+
+    async with open_client(build(router)) as client:
+        yield client
+
+
+@asynccontextmanager
+async def running(*requests: Awaitable[httpx.Response]) -> AsyncIterator[Sequence["asyncio.Future[httpx.Response]"]]:
+    tasks = [asyncio.ensure_future(request) for request in requests]
+    try:
+        yield tasks
+    finally:
+        async with asyncio.timeout(20):
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("way", ["", "/by_pattern"])
+class TestInterleavings:
+    async def test_read_before_the_commit_and_stored_after_it(
+        self, own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post, way: str
+    ) -> None:
+        hooks.after_read = gate = Gate()
+        async with running(own.get(f"/posts/{post.id}")) as (slow,):
+            await gate.arrived.wait()
+            hooks.after_read = _go_on
+            assert (await own.patch(f"/posts/{post.id}{way}?title=new")).status_code == 200
+            gate.open()
+            assert (await slow).json() == {"title": "old"}
+        assert await redis.cache.get(f"title:{post.id}") is None
+        assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
+        assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
+        assert hooks.reads == 2
+
+    async def test_slow_reader_does_not_replace_what_a_later_one_stored(
+        self, own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post, way: str
+    ) -> None:
+        hooks.after_read = gate = Gate()
+        async with running(own.get(f"/posts/{post.id}")) as (slow,):
+            await gate.arrived.wait()
+            hooks.after_read = _go_on
+            await own.patch(f"/posts/{post.id}{way}?title=new")
+            assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
+            gate.open()
+            assert (await slow).json() == {"title": "old"}
+        assert await redis.cache.get(f"title:{post.id}") == b'{"title":"new"}'
+
+    async def test_stored_between_the_change_and_its_commit(
+        self, own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post, way: str
+    ) -> None:
+        hooks.before_commit = gate = Gate()
+        async with running(own.patch(f"/posts/{post.id}{way}?title=new")) as (write,):
+            await gate.arrived.wait()
+            assert (await own.get(f"/posts/{post.id}")).json() == {"title": "old"}
+            assert await redis.cache.get(f"title:{post.id}") == b'{"title":"old"}'
+            gate.open()
+            assert (await write).status_code == 200
+        assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
+
+    async def test_waiting_readers_get_what_holds_after_the_write(
+        self, own: httpx.AsyncClient, hooks: Hooks, post: Post, way: str
+    ) -> None:
+        hooks.after_read = gate = Gate()
+        async with running(own.get(f"/posts/{post.id}")) as (slow,):
+            await gate.arrived.wait()
+            hooks.after_read = _go_on
+            async with running(*(own.get(f"/posts/{post.id}") for _ in range(10))) as waiting:
+                await own.patch(f"/posts/{post.id}{way}?title=new")
+                answers = [(await reader).json() for reader in waiting]
+            gate.open()
+        assert answers == [{"title": "new"}] * 10
+        assert (await slow).json() == {"title": "old"}
+        assert hooks.reads == 2
+
+    async def test_write_that_fails_at_its_end(
+        self, own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post, way: str
+    ) -> None:
+        async def fail() -> None:
+            raise RuntimeError
+
+        hooks.before_commit = fail
+        await own.get(f"/posts/{post.id}")
+        assert (await own.patch(f"/posts/{post.id}{way}?title=new")).status_code == 500
+        assert await redis.cache.get(f"title:{post.id}") == b'{"title":"old"}'
+        assert (await own.get(f"/posts/{post.id}")).json() == {"title": "old"}
+
+
+async def test_read_between_the_commit_and_the_answer_of_the_write(
+    own: httpx.AsyncClient, hooks: Hooks, post: Post
+) -> None:
+    """The write has not answered yet: both values are right, but the old one must not outlive it."""
+    await own.get(f"/posts/{post.id}")
+    hooks.after_commit = gate = Gate()
+    async with running(own.patch(f"/posts/{post.id}/by_pattern?title=new")) as (write,):
+        await gate.arrived.wait()
+        await own.get(f"/posts/{post.id}")
+        gate.open()
+        await write
+    assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
+
+
+class TestStampede:
+    async def test_a_hundred_misses_run_the_endpoint_once(
+        self, own: httpx.AsyncClient, hooks: Hooks, post: Post
+    ) -> None:
+        hooks.after_read = gate = Gate()
+        async with running(*(own.get(f"/posts/{post.id}") for _ in range(100))) as readers:
+            await gate.arrived.wait()
+            await asyncio.sleep(0.05)  # for others to come, too
+            gate.open()
+            answers = [(await reader).json() for reader in readers]
+        assert answers == [{"title": "old"}] * 100
+        assert hooks.reads == 1
+
+    async def test_next_one_goes_on_when_the_first_fails(
+        self, own: httpx.AsyncClient, hooks: Hooks, post: Post
+    ) -> None:
+        gate = Gate()
+
+        async def fail_once() -> None:
+            hooks.after_read = _go_on
+            await gate()
+            raise RuntimeError
+
+        hooks.after_read = fail_once
+        async with running(*(own.get(f"/posts/{post.id}") for _ in range(20))) as readers:
+            await gate.arrived.wait()
+            gate.open()
+            answers = [await reader for reader in readers]
+        assert sorted(answer.status_code for answer in answers) == [200] * 19 + [500]
+        assert hooks.reads == 2
+
+    async def test_answer_that_takes_longer_than_a_lease(
+        self, own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post
+    ) -> None:
+        hooks.after_read = gate = Gate()
+        async with running(own.get(f"/posts/{post.id}")) as (slow,):
+            await gate.arrived.wait()
+            hooks.after_read = _go_on
+            assert 0 < await redis.cache.pttl(f"title:{post.id}") <= LEASE_SECONDS * 1000
+            await redis.cache.pexpire(f"title:{post.id}", 1)
+            assert (await own.get(f"/posts/{post.id}")).json() == {"title": "old"}
+            gate.open()
+            assert (await slow).status_code == 200
+
+
+async def test_removals_that_an_outage_delays_are_all_delivered(redis: RedisRoles, app: FastAPI) -> None:
+    """More than is kept account of: then everything goes."""
+    store = CacheStore()
+    store.MAX_OWED = 3
+    for number in range(10):
+        await redis.cache.set(f"thing:{number}", b"1", ex=60)
+        await redis.cache.zadd("@cache:index:thing", {f"thing:{number}": time.time() + 60})
+    await redis.cache.zadd("@cache:indexes", {"@cache:index:thing": time.time() + 60})
+    store.open(settings)
+    try:
+        await store.remove([f"thing:{number}" for number in range(10)], [])
+    finally:
+        await store.close()
+    assert await redis.cache.keys("thing:*") == []
+
+
+OWN_ROUTES = """
+@router.get("/slow/{id}")
+@cache("slow")
+async def slow(request: Request, id: int) -> dict[str, int]:
+    runs = await queue.pool.incr(f"runs:{id}")
+    await asyncio.sleep(float(os.environ["SLOW_SECONDS"]))
+    return {"run": runs}
+"""
+
+
+async def is_running(redis: RedisRoles) -> bool:
+    return await redis.queue.get("runs:1") is not None
+
+
+class TestSeveralProcesses:
+    @pytest.fixture
+    def module(self, tmp_path: Path) -> Path:
+        (tmp_path / "own.py").write_text(MODULE.replace("{routes}", OWN_ROUTES))
+        return tmp_path
+
+    async def test_a_hundred_misses_run_the_endpoint_once(
+        self, run_server: RunServer, redis: RedisRoles, module: Path
+    ) -> None:
+        environment = {"PYTHONPATH": str(SRC), "SLOW_SECONDS": "0.5"}
+        command = ["uvicorn", "own:app", "--port", "{port}"]
+        servers = await asyncio.gather(*(run_server(command, environment=environment, cwd=module) for _ in range(2)))
+        counts = await asyncio.gather(*(count_statuses(server.port, "GET", "/slow/1", times=50) for server in servers))
+        assert [count[200] for count in counts] == [50, 50]
+        assert await redis.queue.get("runs:1") == b"1"
+
+    async def test_lease_of_a_killed_process_ends(self, run_server: RunServer, redis: RedisRoles, module: Path) -> None:
+        environment = {"PYTHONPATH": str(SRC), "SLOW_SECONDS": "60"}
+        command = ["uvicorn", "own:app", "--port", "{port}"]
+        killed, other = await asyncio.gather(
+            run_server(command, environment=environment, cwd=module),
+            run_server(command, environment={**environment, "SLOW_SECONDS": "0"}, cwd=module),
+        )
+        reading = asyncio.create_task(send(killed.port, "GET", "/slow/1"))
+        await killed.wait_until(lambda: is_running(redis), "the endpoint does not run")
+        os.kill(killed.pid, signal.SIGKILL)
+        await asyncio.gather(reading, return_exceptions=True)
+        assert await redis.cache.exists("slow:1") == 1
+        async with asyncio.timeout(20):
+            status, _, body = await send(other.port, "GET", "/slow/1")
+        assert (status, body) == (200, b'{"run":2}')
+
+    async def test_reads_and_writes_on_two_workers(
+        self, run_server: RunServer, client: httpx.AsyncClient, headers_for: HeadersFor
+    ) -> None:
+        """Each reader notes what has been acknowledged, then reads: the answer may be newer, never older."""
+        server = await run_server(workers=2)
+        users = [await make_user() for _ in range(2)]
+        posts = [await make_post(user, text="0") for user in users]
+        acknowledged = [0, 0]
+        checked = 0
+        done = False
+
+        async def write(which: int) -> None:
+            headers = [f"{name}: {value}" for name, value in (await headers_for(users[which])).items()]
+            path = f"/api/v1/{users[which].username}/post/{posts[which].id}"
+            for number in range(1, 61):
+                body = f'{{"text": "{number}"}}'
+                status, _, _ = await send(server.port, "PATCH", path, headers, body)
+                assert status == 200
+                acknowledged[which] = number
+
+        async def read(which: int, path: str, key: Callable[[Any], Any]) -> None:
+            nonlocal checked
+            while not done:
+                known = acknowledged[which]
+                status, _, body = await send(server.port, "GET", path)
+                assert status == 200
+                assert int(key(json.loads(body))["text"]) >= known
+                checked += 1
+
+        async with asyncio.TaskGroup() as readers:
+            for which, (user, post) in enumerate(zip(users, posts, strict=True)):
+                name = user.username
+                readers.create_task(read(which, f"/api/v1/{name}/post/{post.id}", lambda answer: answer))
+                readers.create_task(read(which, f"/api/v1/{name}/posts", lambda answer: answer["data"][0]))
+            async with asyncio.TaskGroup() as writers:
+                for which in range(2):
+                    writers.create_task(write(which))
+            done = True
+        assert checked > 200
