@@ -1,0 +1,303 @@
+"""How many requests pass, who is counted together, and what every limited answer says."""
+
+import asyncio
+import re
+from collections.abc import Awaitable
+from typing import cast
+
+import httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+
+from app.api.dependencies import rate_limiter
+from app.core import logger
+from app.core.config import settings
+from app.core.exceptions import NotFoundError
+from app.core.rate_limit import limiter, sanitize_path
+from app.models.user import User
+from tests.factories import make_rate_limit, make_tier, make_user
+from tests.fixtures import HeadersFor, LogRecords, RedisRoles, RunServer, open_client
+from tests.integration.own_app import build, count_statuses
+
+pytestmark = pytest.mark.usefixtures("app")
+
+TASK = "/api/v1/tasks/task"
+DEFAULT = settings.DEFAULT_RATE_LIMIT_LIMIT
+
+
+async def post_task(client: httpx.AsyncClient, headers: dict[str, str] | None = None) -> httpx.Response:
+    return await client.post(TASK, params={"message": "hello"}, headers=headers or {})
+
+
+async def passes(client: httpx.AsyncClient, headers: dict[str, str] | None = None) -> int:
+    """How many of the next requests pass, before the first that does not."""
+    count = 0
+    while (response := await post_task(client, headers)).status_code == 201:
+        count += 1
+    assert response.status_code == 429, response.text
+    return count
+
+
+def fields(response: httpx.Response) -> tuple[str, int, int, int, int]:
+    """The policy's name, its limit and period, what remains, and the seconds until there is one more."""
+    policy = re.fullmatch(r'"([^"]+)";q=(\d+);w=(\d+)', response.headers["RateLimit-Policy"])
+    left = re.fullmatch(r'"([^"]+)";r=(\d+);t=(\d+)', response.headers["RateLimit"])
+    assert policy
+    assert left
+    assert policy[1] == left[1]
+    return policy[1], int(policy[2]), int(policy[3]), int(left[2]), int(left[3])
+
+
+class TestAnswers:
+    async def test_all_that_pass_and_the_first_that_does_not(self, client: httpx.AsyncClient) -> None:
+        name, period = "api_v1_tasks_task", settings.DEFAULT_RATE_LIMIT_PERIOD
+        for number in range(DEFAULT):
+            response = await post_task(client)
+            assert response.status_code == 201
+            *policy, reset = fields(response)
+            assert policy == [name, DEFAULT, period, DEFAULT - number - 1]
+            assert period - 60 < reset <= period
+            assert "Retry-After" not in response.headers
+        refused = await post_task(client)
+        assert refused.status_code == 429
+        assert refused.json() == {"detail": "Rate limit exceeded: wait as long as the Retry-After header says"}
+        *policy, reset = fields(refused)
+        assert policy == [name, DEFAULT, period, 0]
+        assert refused.headers["Retry-After"] == str(reset)
+        assert period - 60 < reset <= period
+
+    async def test_errors_of_a_limited_route_say_it_too(self, client: httpx.AsyncClient) -> None:
+        router = APIRouter(dependencies=[Depends(rate_limiter)])
+
+        @router.get("/missing")
+        async def missing() -> None:
+            raise NotFoundError
+
+        @router.get("/broken")
+        async def broken() -> None:
+            raise RuntimeError
+
+        async with open_client(build(router)) as own:
+            for path, status in (("/missing", 404), ("/broken", 500)):
+                response = await own.get(path)
+                assert response.status_code == status
+                assert fields(response)[:4] == (path[1:], DEFAULT, 3600, DEFAULT - 1)
+        malformed = await client.post(TASK)
+        assert malformed.status_code == 422
+        assert fields(malformed)[3] == DEFAULT - 1
+
+    async def test_routes_without_a_limit_say_nothing(self, client: httpx.AsyncClient) -> None:
+        response = await client.get("/api/v1/users")
+        assert not {"ratelimit", "ratelimit-policy", "retry-after"} & set(response.headers)
+
+    async def test_every_key_ends(self, client: httpx.AsyncClient, redis: RedisRoles) -> None:
+        await post_task(client)
+        (key,) = await redis.rate_limit.keys()
+        assert key == b"rate_limit:api_v1_tasks_task:address:127.0.0.1"
+        assert 3590 < await redis.rate_limit.ttl(key) <= 3600
+
+
+class TestWhoIsCountedTogether:
+    async def test_each_user(self, client: httpx.AsyncClient, headers_for: HeadersFor) -> None:
+        first, second = [await headers_for(await make_user()) for _ in range(2)]
+        assert await passes(client, first) == DEFAULT
+        assert await passes(client, second) == DEFAULT
+        assert await passes(client) == DEFAULT
+
+    async def test_a_user_from_everywhere(self, app: FastAPI, headers_for: HeadersFor, user: User) -> None:
+        headers = await headers_for(user)
+        async with (
+            open_client(app, client=("192.0.2.1", 1)) as here,
+            open_client(app, client=("192.0.2.2", 1)) as there,
+        ):
+            assert await passes(here, headers) == DEFAULT
+            assert await passes(there, headers) == 0
+
+    async def test_two_tokens_of_one_user(self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User) -> None:
+        assert await passes(client, await headers_for(user)) == DEFAULT
+        assert await passes(client, await headers_for(user)) == 0
+
+    @pytest.mark.parametrize(
+        ("address", "same", "others"),
+        [
+            ("192.0.2.1", ["192.0.2.1", "::ffff:192.0.2.1"], ["192.0.2.2"]),
+            ("2001:db8::1", ["2001:db8::2", "2001:db8:0:0:ffff::9", "2001:db8::1%eth0"], ["2001:db8:0:1::1"]),
+            ("::1", ["::2"], ["127.0.0.1"]),
+            ("a socket", ["another socket"], ["192.0.2.1"]),
+        ],
+    )
+    async def test_addresses(self, app: FastAPI, address: str, same: list[str], others: list[str]) -> None:
+        async with open_client(app, client=(address, 1)) as client:
+            assert await passes(client) == DEFAULT
+        for other in same:
+            async with open_client(app, client=(other, 2)) as client:
+                assert await passes(client) == 0
+        for other in others:
+            async with open_client(app, client=(other, 1)) as client:
+                assert await passes(client) == DEFAULT
+
+    async def test_values_in_the_path_make_no_difference(self, redis: RedisRoles) -> None:
+        router = APIRouter(prefix="/shop")
+
+        @router.get("/{name}/thing/{id}", dependencies=[Depends(rate_limiter)])
+        async def thing(name: str, id: int) -> None: ...
+
+        async with open_client(build(router)) as own:
+            answers = [await own.get(f"/shop/user{number}/thing/{number}") for number in range(DEFAULT + 1)]
+        assert [answer.status_code for answer in answers] == [200] * DEFAULT + [429]
+        assert fields(answers[0])[0] == "shop_{name}_thing_{id}"
+        assert await redis.rate_limit.keys() == [b"rate_limit:shop_{name}_thing_{id}:address:127.0.0.1"]
+
+    async def test_each_route(self, client: httpx.AsyncClient) -> None:
+        router = APIRouter(dependencies=[Depends(rate_limiter)])
+
+        @router.get("/one")
+        async def one() -> None: ...
+
+        @router.get("/two")
+        async def two() -> None: ...
+
+        async with open_client(build(router)) as own:
+            assert [(await own.get("/one")).status_code for _ in range(DEFAULT + 1)][-2:] == [200, 429]
+            assert (await own.get("/two")).status_code == 200
+
+    def test_sanitized_path(self) -> None:
+        assert sanitize_path("/api/v1/tasks/task") == sanitize_path("api/v1/tasks/task/") == "api_v1_tasks_task"
+
+
+class TestRules:
+    @pytest.fixture
+    async def limited(self, headers_for: HeadersFor) -> dict[str, str]:
+        """A user whose tier allows three on the route that makes tasks."""
+        tier = await make_tier()
+        await make_rate_limit(tier, limit=3, period=60)
+        return await headers_for(await make_user(tier_id=tier.id))
+
+    async def test_rule_of_the_tier(self, client: httpx.AsyncClient, limited: dict[str, str], logs: LogRecords) -> None:
+        response = await post_task(client, limited)
+        assert fields(response)[:4] == ("api_v1_tasks_task", 3, 60, 2)
+        assert await passes(client, limited) == 2
+        assert logs.records == []
+
+    async def test_rule_for_another_path_is_not_used(
+        self, client: httpx.AsyncClient, headers_for: HeadersFor, logs: LogRecords
+    ) -> None:
+        tier = await make_tier()
+        await make_rate_limit(tier, path="api_v1_users", limit=3)
+        user = await make_user(tier_id=tier.id)
+        response = await post_task(client, await headers_for(user))
+        assert fields(response)[1] == DEFAULT
+        (record,) = logs.named("no rate limit for this tier and path, the default is used")
+        assert record.levelname == "WARNING"
+        named = {name: getattr(record, name) for name in ("user_id", "tier_id", "path", "limit", "period")}
+        assert named == {
+            "user_id": user.id,
+            "tier_id": tier.id,
+            "path": "api_v1_tasks_task",
+            "limit": DEFAULT,
+            "period": settings.DEFAULT_RATE_LIMIT_PERIOD,
+        }
+
+    async def test_user_without_a_tier(
+        self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User, logs: LogRecords
+    ) -> None:
+        assert fields(await post_task(client, await headers_for(user)))[1] == DEFAULT
+        assert len(logs.named("no rate limit for this tier and path, the default is used")) == 1
+        last = logger.LOG_FILE.read_text().splitlines()[-1]
+        assert f"the default is used user_id={user.id} tier_id=null" in last
+
+    async def test_rule_that_changes(
+        self, client: httpx.AsyncClient, limited: dict[str, str], superuser_headers: dict[str, str]
+    ) -> None:
+        assert await passes(client, limited) == 3
+        tier = (await client.get("/api/v1/tiers", headers=superuser_headers)).json()["data"][0]["name"]
+        path = f"/api/v1/tier/{tier}/rate_limit/1"
+        for limit, more in ((5, 2), (2, 0), (6, 1)):
+            await client.patch(path, json={"limit": limit}, headers=superuser_headers)
+            assert await passes(client, limited) == more
+        await client.delete(path, headers=superuser_headers)
+        assert await passes(client, limited) == DEFAULT - 6
+
+    async def test_limit_0(self, client: httpx.AsyncClient, headers_for: HeadersFor) -> None:
+        tier = await make_tier()
+        await make_rate_limit(tier, limit=0, period=7)
+        refused = await post_task(client, await headers_for(await make_user(tier_id=tier.id)))
+        assert refused.status_code == 429
+        assert fields(refused) == ("api_v1_tasks_task", 0, 7, 0, 7)
+        assert refused.headers["Retry-After"] == "7"
+
+    async def test_token_that_is_not_valid_is_refused_before_it_counts(
+        self, client: httpx.AsyncClient, redis: RedisRoles
+    ) -> None:
+        response = await post_task(client, {"Authorization": "Bearer x"})
+        assert response.status_code == 401
+        assert await redis.rate_limit.keys() == []
+
+
+class TestTime:
+    @pytest.mark.parametrize("pause", [0.0, 0.5])
+    async def test_never_more_than_the_limit_in_any_period(self, redis: RedisRoles, pause: float) -> None:
+        """Ask half the limit, pause, then ask all the time, over several windows: by the server's clock."""
+        limit, period = 6, 1
+        passed: list[tuple[float, float]] = []
+        begin = await server_time(redis)
+        while (before := await server_time(redis)) < begin + 2.25 * period:
+            quota = await limiter.hit("edge", limit, period)
+            assert quota
+            if quota.allowed:
+                passed.append((before, await server_time(redis)))
+            if len(passed) == limit / 2:
+                await asyncio.sleep(pause)
+        assert len(passed) > 2 * limit
+        for (earlier, _), (_, later) in zip(passed, passed[limit:], strict=False):
+            assert later - earlier >= period
+
+    async def test_refused_requests_do_not_count(self) -> None:
+        quotas = [await limiter.hit("refused", 2, 60) for _ in range(50)]
+        assert [quota.allowed for quota in quotas if quota] == [True] * 2 + [False] * 48
+
+    async def test_reset_is_when_there_is_one_more(self, redis: RedisRoles) -> None:
+        await limiter.hit("reset", 2, 10)
+        await limiter.hit("reset", 2, 10)
+        # As if both had passed earlier: the log is newest first, in microseconds.
+        now = await server_time(redis)
+        for index, seconds in enumerate((3, 8)):
+            await set_time(redis, index, now - seconds)
+        quota = await limiter.hit("reset", 2, 10)
+        assert quota
+        assert (quota.allowed, quota.remaining, quota.reset) == (False, 0, 2)
+        await set_time(redis, 1, now - 10)
+        quota = await limiter.hit("reset", 2, 10)
+        assert quota
+        assert (quota.allowed, quota.remaining) == (True, 0)
+
+
+async def server_time(redis: RedisRoles) -> float:
+    seconds, rest = await redis.rate_limit.time()
+    return float(seconds) + float(rest) / 1_000_000
+
+
+async def set_time(redis: RedisRoles, index: int, seconds: float) -> None:
+    await cast(Awaitable[str], redis.rate_limit.lset("rate_limit:reset", index, str(int(seconds * 1_000_000))))
+
+
+class TestSeveralWorkers:
+    async def test_exactly_the_limit_of_a_thousand_at_once(self, run_server: RunServer, redis: RedisRoles) -> None:
+        server = await run_server(workers=4, environment={"DEFAULT_RATE_LIMIT_LIMIT": "100"})
+        counts = await count_statuses(server.port, "POST", f"{TASK}?message=hello", times=1000)
+        assert counts == {201: 100, 429: 900}
+        assert await redis.queue.zcard("arq:queue") == 100
+
+    async def test_warning_in_the_log_of_the_process(
+        self, run_server: RunServer, client: httpx.AsyncClient, headers_for: HeadersFor, user: User
+    ) -> None:
+        headers = await headers_for(user)
+        server = await run_server()
+        response = await server.client.post(
+            TASK, params={"message": "x"}, headers={**headers, "X-Request-ID": "mine-1"}
+        )
+        assert response.status_code == 201
+        lines = [line for line in server.output.splitlines() if "the default is used" in line]
+        assert len(lines) == 1
+        assert f'user_id={user.id} tier_id=null path="api_v1_tasks_task"' in lines[0]
+        assert lines[0].endswith('request_id="mine-1"')
