@@ -475,8 +475,8 @@ def _target(node: ast.stmt) -> ast.AST:
 
 
 def _start(node: ast.stmt) -> int:
-    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-    return min(first.lineno for first in [*decorators, node])
+    nodes: list[ast.expr | ast.stmt] = [*getattr(node, "decorator_list", []), node]
+    return min(first.lineno for first in nodes)
 
 
 def _lines_of(text: str, node: ast.stmt) -> list[str]:
