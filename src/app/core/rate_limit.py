@@ -112,8 +112,9 @@ def client_address(connection: HTTPConnection, settings: AppSettings) -> str:
     """
     address = connection.client.host if connection.client else _BELIEVED_BY_SERVER
     if not settings.proxies_handled_by_server:
-        forwarded = [_host(part) for part in ",".join(connection.headers.getlist("x-forwarded-for")).split(",")]
-        if address in forwarded:
+        written = [part.strip() for part in ",".join(connection.headers.getlist("x-forwarded-for")).split(",")]
+        forwarded = [_host(part) for part in written]
+        if address in {*written, *forwarded}:
             address = _BELIEVED_BY_SERVER
         while forwarded and _is_trusted(address, settings.FORWARDED_ALLOW_IPS):
             address = forwarded.pop() or address
@@ -123,9 +124,8 @@ def client_address(connection: HTTPConnection, settings: AppSettings) -> str:
     return str(parsed or "unknown")
 
 
-def _host(forwarded: str) -> str:
+def _host(address: str) -> str:
     """Leave out the port that some proxies add: `192.0.2.1:1234` or `[2001:db8::1]:1234`."""
-    address = forwarded.strip()
     if address.startswith("["):
         return address[1:].partition("]")[0]
     return address.partition(":")[0] if address.count(":") == 1 else address
