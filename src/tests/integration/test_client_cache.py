@@ -1,0 +1,107 @@
+"""What browsers and proxies may keep: successful answers to requests without credentials, and nothing else."""
+
+import httpx
+import pytest
+from fastapi import APIRouter, Response
+
+from app.models.user import User
+from tests.factories import PASSWORD, make_post
+from tests.fixtures import HeadersFor, open_client
+from tests.integration.own_app import build
+
+API = "/api/v1"
+PUBLIC = "public, max-age=60"
+PRIVATE = "private, no-store"
+
+
+def check(response: httpx.Response, status: int, cache_control: str) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers.get_list("cache-control") == [cache_control]
+    assert "authorization" in [name.strip().lower() for name in response.headers["vary"].split(",")]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+class TestKept:
+    async def test_public_answers(self, client: httpx.AsyncClient, user: User, method: str) -> None:
+        post = await make_post(user)
+        name = user.username
+        for path in ("users", f"user/{name}", f"{name}/posts", f"{name}/post/{post.id}"):
+            check(await client.request(method, f"{API}/{path}"), 200, PUBLIC)
+
+    async def test_hit_of_the_server_cache(self, client: httpx.AsyncClient, user: User, method: str) -> None:
+        for _ in range(2):
+            check(await client.request(method, f"{API}/{user.username}/posts"), 200, PUBLIC)
+
+
+class TestNotKept:
+    async def test_answers_to_a_token(
+        self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]
+    ) -> None:
+        await make_post(user)
+        for path in ("users", f"user/{user.username}", "user/me", "user/me/", f"{user.username}/posts"):
+            check(await client.get(f"{API}/{path}", headers=user_headers), 200, PRIVATE)
+
+    @pytest.mark.parametrize(
+        "headers", [{"Authorization": "Basic eDp5"}, {"Authorization": ""}, {"Cookie": "session=1"}]
+    )
+    async def test_answers_to_other_credentials(
+        self, client: httpx.AsyncClient, user: User, headers: dict[str, str]
+    ) -> None:
+        check(await client.get(f"{API}/{user.username}/posts", headers=headers), 200, PRIVATE)
+
+    async def test_signing_in(self, client: httpx.AsyncClient, user: User) -> None:
+        data = {"username": user.username, "password": PASSWORD}
+        check(await client.post(f"{API}/login", data=data), 200, PRIVATE)
+
+    async def test_writes(self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]) -> None:
+        body = {"title": "A title", "text": "text"}
+        check(await client.post(f"{API}/{user.username}/post", json=body, headers=user_headers), 201, PRIVATE)
+        path = f"{API}/{user.username}/post/1"
+        check(await client.patch(path, json={"title": "Other"}, headers=user_headers), 200, PRIVATE)
+        check(await client.delete(path, headers=user_headers), 200, PRIVATE)
+        check(await client.post(f"{API}/tasks/task", params={"message": "x"}), 201, PRIVATE)
+
+    async def test_errors(self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User) -> None:
+        headers = await headers_for(user)
+        check(await client.get(f"{API}/user/nobody"), 404, PRIVATE)
+        check(await client.get("/nowhere"), 404, PRIVATE)
+        check(await client.get(f"{API}/user/me"), 401, PRIVATE)
+        check(await client.get(f"{API}/tiers", headers=headers), 403, PRIVATE)
+        check(await client.put(f"{API}/users"), 405, PRIVATE)
+        check(await client.get(f"{API}/users?page=0"), 422, PRIVATE)
+        check(await client.head(f"{API}/user/nobody"), 404, PRIVATE)
+        check(await client.post(f"{API}/user", content=b"x" * 1024 * 1025), 413, PRIVATE)
+        for status in [201] * 10 + [429]:
+            check(await client.post(f"{API}/tasks/task", params={"message": "x"}), status, PRIVATE)
+
+    async def test_error_that_nobody_foresaw(self, client: httpx.AsyncClient) -> None:
+        router = APIRouter()
+
+        @router.get("/broken")
+        async def broken() -> None:
+            raise RuntimeError
+
+        async with open_client(build(router)) as own:
+            check(await own.get("/broken"), 500, PRIVATE)
+
+    async def test_health(self, client: httpx.AsyncClient) -> None:
+        for path in ("/health", "/health/ready"):
+            check(await client.get(path), 200, "no-store")
+
+    async def test_state_of_a_task(self, client: httpx.AsyncClient) -> None:
+        task = (await client.post(f"{API}/tasks/task", params={"message": "x"})).json()["id"]
+        check(await client.get(f"{API}/tasks/task/{task}"), 200, "no-store")
+
+
+async def test_endpoint_has_the_last_word(client: httpx.AsyncClient) -> None:
+    router = APIRouter()
+
+    @router.get("/own")
+    async def own(response: Response) -> None:
+        response.headers["Cache-Control"] = "public, max-age=5"
+        response.headers["Vary"] = "Accept"
+
+    async with open_client(build(router)) as own_client:
+        answer = await own_client.get("/own")
+    check(answer, 200, "public, max-age=5")
+    assert answer.headers.get_list("vary") == ["Accept", "Authorization"]
