@@ -1,6 +1,7 @@
 from typing import Annotated
 from uuid import uuid4
 
+from arq.jobs import JobResult, JobStatus
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from app.api.dependencies import OptionalUser, rate_limiter
@@ -39,7 +40,11 @@ async def get_task(task_id: TaskId, user: OptionalUser, response: Response) -> J
     job = ArqJob(task_id, queue.pool)
     if _may_read(task_id, user):
         with queue.server.guard():
-            status, info = await job.status(), await job.info()
+            status = await job.status()
+            # It looks in two places; a job that ends in between has left the second one.
+            info = await job.info() or await job.info()
+        if isinstance(info, JobResult):
+            status = JobStatus.complete
         if info is not None:
             return JobRead.model_validate({**vars(info), "id": task_id, "status": status})
     raise NotFoundError("Task not found")
