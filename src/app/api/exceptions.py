@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.routing import Match, Route
 
 from app.core.exceptions import (
     AppError,
@@ -69,7 +70,17 @@ async def handle_validation_error(_: Request, error: RequestValidationError) -> 
     return _json(422, [{name: item[name] for name in ("type", "loc", "msg")} for item in error.errors()])
 
 
-exception_handlers: dict[type[Exception], ExceptionHandler] = {
+async def handle_method_not_allowed(request: Request, error: HTTPException) -> Response:
+    """Name the methods of all routes of the path: Starlette names those of the first one."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    path = next(route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for route in routes if route.path == path for method in route.methods or ()}
+    methods |= {"HEAD"} if "GET" in methods else set()
+    return _json(405, error.detail, {"Allow": ", ".join(sorted(methods))})
+
+
+exception_handlers: dict[int | type[Exception], ExceptionHandler] = {
+    405: handle_method_not_allowed,
     AppError: handle_app_error,
     RequestValidationError: handle_validation_error,
 }

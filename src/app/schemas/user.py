@@ -2,7 +2,8 @@ from datetime import datetime
 from typing import Annotated, TypedDict
 from uuid import UUID
 
-from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+from email_validator import EmailNotValidError, validate_email
+from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from app.core.models import InputSchema, ReadSchema, RowId, Text, WebUrl
 from app.core.security import MAX_PASSWORD_LENGTH
@@ -21,15 +22,27 @@ def _not_reserved(username: str) -> str:
     return username
 
 
-def _lower(email: str) -> str:
-    return email.lower()
+def _email(address: str) -> str:
+    try:
+        # Of the reserved top-level domains, `.test` alone is let through: it is there for tests.
+        return validate_email(address, check_deliverability=False, test_environment=True).normalized.lower()
+    except EmailNotValidError:
+        raise ValueError("this is not an e-mail address") from None
 
 
 Name = Annotated[Text, Field(min_length=2, max_length=30, examples=["User Userson"])]
 # What a path or a filter may hold; a new name must not be reserved either.
 Username = Annotated[str, StringConstraints(min_length=2, max_length=20, pattern=r"^[a-z0-9]+$")]
-NewUsername = Annotated[Username, AfterValidator(_not_reserved), Field(examples=["userson"])]
-Email = Annotated[EmailStr, Field(max_length=254), AfterValidator(_lower), Field(examples=["user.userson@example.com"])]
+NewUsername = Annotated[
+    Username,
+    AfterValidator(_not_reserved),
+    Field(examples=["userson"], json_schema_extra={"not": {"enum": sorted(RESERVED_USERNAMES)}}),
+]
+Email = Annotated[
+    str,
+    Field(max_length=254, examples=["user.userson@example.com"], json_schema_extra={"format": "email"}),
+    AfterValidator(_email),
+]
 ImageUrl = Annotated[WebUrl, Field(examples=["https://www.example.com/userson.png"])]
 Password = Annotated[Text, Field(min_length=8, max_length=MAX_PASSWORD_LENGTH, examples=["Str1ngst!"])]
 

@@ -6,12 +6,11 @@ from app.api.dependencies import ReaderDep, SessionDep, get_current_superuser
 from app.api.exceptions import responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
 from app.core.exceptions import DuplicateValueError, ForbiddenError, NotFoundError, UnauthorizedError
-from app.core.models import Message, RowId
+from app.core.models import Message, RowId, Text
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
 from app.models.rate_limit import RateLimit
 from app.schemas.rate_limit import RateLimitCreate, RateLimitCreateInternal, RateLimitRead, RateLimitUpdate
-from app.schemas.tier import TierName
 
 router = APIRouter(
     prefix="/tier/{tier_name}",
@@ -21,7 +20,7 @@ router = APIRouter(
 )
 
 
-async def get_tier_id(tier_name: TierName, db: ReaderDep) -> int:
+async def get_tier_id(tier_name: Text, db: ReaderDep) -> int:
     tier = await crud_tiers.get(db, ["id"], name=tier_name)
     if tier is None:
         raise NotFoundError("Tier not found")

@@ -12,10 +12,10 @@ from app.core.exceptions import (
     StillReferencedError,
     UnauthorizedError,
 )
-from app.core.models import Message
+from app.core.models import Message, Text
 from app.crud.crud_tier import crud_tiers
 from app.models.tier import Tier
-from app.schemas.tier import TierCreate, TierCreateInternal, TierName, TierRead, TierUpdate
+from app.schemas.tier import TierCreate, TierCreateInternal, TierRead, TierUpdate
 
 router = APIRouter(
     tags=["tiers"],
@@ -38,7 +38,7 @@ async def read_tiers(db: ReaderDep, page: PageDep) -> dict[str, Any]:
 
 
 @router.get("/tier/{name}", response_model=TierRead, responses=responses(NotFoundError))
-async def read_tier(name: TierName, db: ReaderDep) -> dict[str, Any]:
+async def read_tier(name: Text, db: ReaderDep) -> dict[str, Any]:
     """Read a tier."""
     tier = await crud_tiers.get(db, TierRead, name=name)
     if tier is None:
@@ -47,7 +47,7 @@ async def read_tier(name: TierName, db: ReaderDep) -> dict[str, Any]:
 
 
 @router.patch("/tier/{name}", response_model=TierRead, responses=responses(NotFoundError, DuplicateValueError))
-async def patch_tier(name: TierName, values: TierUpdate, db: SessionDep) -> dict[str, Any]:
+async def patch_tier(name: Text, values: TierUpdate, db: SessionDep) -> dict[str, Any]:
     """Rename a tier."""
     tier = await crud_tiers.update_one(db, values, TierRead, name=name)
     if tier is None:
@@ -56,7 +56,7 @@ async def patch_tier(name: TierName, values: TierUpdate, db: SessionDep) -> dict
 
 
 @router.delete("/tier/{name}", responses=responses(NotFoundError, StillReferencedError))
-async def erase_tier(name: TierName, db: SessionDep) -> Message:
+async def erase_tier(name: Text, db: SessionDep) -> Message:
     """Delete a tier that no user is in, with its rate limits."""
     if not await crud_tiers.delete(db, name=name):
         raise NotFoundError("Tier not found")
