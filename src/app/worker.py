@@ -10,7 +10,7 @@ from typing import Any
 from app.core.config import settings
 from app.core.database import engine, transaction
 from app.core.logger import setup_logging
-from app.core.queue import JobLeases, deserialize, serialize, worker_redis_settings
+from app.core.queue import JobLeases, deserialize, serialize, worker_has_started, worker_redis_settings
 
 
 # -------- background tasks --------
@@ -22,6 +22,7 @@ async def sample_background_task(ctx: dict[str, Any], name: str) -> str:
 # -------- what happens around them --------
 async def startup(ctx: dict[str, Any]) -> None:
     setup_logging()
+    worker_has_started()
     ctx["transaction"] = transaction
     ctx["leases"] = JobLeases(ctx["redis"])
 

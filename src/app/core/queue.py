@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from arq.connections import ArqRedis, RedisSettings
 from arq.constants import in_progress_key_prefix
@@ -75,7 +75,9 @@ async def close_pool() -> None:
 
 
 class _PatientRetry(Retry):
-    """Repeats a command for as long as its server is away, and says so."""
+    """Repeats a command for as long as its server is away and the worker is not stopped, and says so."""
+
+    worker: ClassVar[asyncio.Task[Any] | None] = None
 
     def __init__(self) -> None:
         super().__init__(ExponentialBackoff(cap=1.0, base=0.1), retries=-1)
@@ -85,6 +87,8 @@ class _PatientRetry(Retry):
 
         async def fail_and_tell(error: RedisError) -> None:
             nonlocal told
+            if self.worker is not None and self.worker.done():
+                raise error
             if not told:
                 told = True
                 logger.warning("the worker waits for its queue", extra={"error": f"{type(error).__name__}: {error}"})
@@ -103,6 +107,11 @@ def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
         retry=_PatientRetry(),
         retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
     )
+
+
+def worker_has_started() -> None:
+    """Call it in the worker's main task: once that has ended, its server is no longer waited for."""
+    _PatientRetry.worker = asyncio.current_task()
 
 
 class JobLeases:
