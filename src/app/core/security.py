@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -32,18 +33,15 @@ class _HashingThreads:
 
     def __init__(self, threads: int, queue_size: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="hashing")
-        self._limit = threads + queue_size
-        self._pending = 0
+        self._places = threading.Semaphore(threads + queue_size)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        if self._pending >= self._limit:
+        if not self._places.acquire(blocking=False):
             raise ServiceUnavailableError("Too many sign-ins at once: try again", retry_after=5)
-        self._pending += 1
         future = self._executor.submit(function, *args)
-        try:
-            return await asyncio.wrap_future(future)
-        finally:
-            self._pending -= 1
+        # Not when the waiting ends: a request that is given up keeps its thread busy until the hash is done.
+        future.add_done_callback(lambda _: self._places.release())
+        return await asyncio.wrap_future(future)
 
 
 _hashing = _HashingThreads(max(1, (os.cpu_count() or 2) - 1), settings.PASSWORD_HASH_QUEUE_SIZE)

@@ -1,0 +1,36 @@
+import httpx
+
+from tests.fixtures import RunServer, Statements
+
+
+class TestReadHealth:
+    async def test_anonymous(self, client: httpx.AsyncClient) -> None:
+        response = await client.get("/health")
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+        assert response.headers["Cache-Control"] == "no-store"
+
+    async def test_asks_no_database(self, client: httpx.AsyncClient, statements: Statements) -> None:
+        await client.get("/health")
+        assert statements.all == []
+
+
+class TestReadReadiness:
+    async def test_all_up(self, client: httpx.AsyncClient) -> None:
+        response = await client.get("/health/ready")
+        assert response.status_code == 200
+        assert response.json() == {
+            "status": "ready",
+            "dependencies": {"postgresql": "up", "cache": "up", "queue": "up", "rate limit": "up"},
+        }
+        assert response.headers["Cache-Control"] == "no-store"
+
+    async def test_before_the_migrations(self, run_server: RunServer, empty_database: str) -> None:
+        """Outside the local environment nothing migrates at start-up."""
+        server = await run_server(environment={"ENVIRONMENT": "staging", "POSTGRES_DB": empty_database})
+        ready = await server.client.get("/health/ready")
+        assert ready.status_code == 503
+        assert (ready.json()["status"], ready.json()["dependencies"]["postgresql"]) == ("not ready", "down")
+        users = await server.client.get("/api/v1/users")
+        assert users.status_code == 503
+        assert users.headers["Retry-After"].isdigit()
+        assert list(users.json()) == ["detail"]

@@ -1,0 +1,245 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from app.core import config
+from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, Settings
+
+KEY = "6ad1cf38f1f2d16ba33fc35b2ce0e4b9f3a0c6d2b1e58c8d7c9a1a0b4f1e2d3c"
+
+DEFAULTS: dict[str, Any] = {
+    "ENVIRONMENT": EnvironmentOption.LOCAL,
+    "APP_NAME": "FastAPI app",
+    "APP_DESCRIPTION": None,
+    "APP_VERSION": "0.1.0",
+    "CONTACT_NAME": None,
+    "CONTACT_EMAIL": None,
+    "LICENSE_NAME": None,
+    "MAX_BODY_BYTES": 1048576,
+    "FORWARDED_ALLOW_IPS": "",
+    "POSTGRES_USER": "postgres",
+    "POSTGRES_PASSWORD": "postgres",
+    "POSTGRES_SERVER": "localhost",
+    "POSTGRES_PORT": 5432,
+    "POSTGRES_DB": "postgres",
+    "POSTGRES_REPLICA_SERVER": None,
+    "POSTGRES_POOL_SIZE": 20,
+    "POSTGRES_CONNECT_TIMEOUT": 2,
+    "POSTGRES_POOL_TIMEOUT": 2,
+    "POSTGRES_STATEMENT_TIMEOUT": 5,
+    "POSTGRES_LOCK_TIMEOUT": 2,
+    "POSTGRES_STATEMENT_CACHE_SIZE": 100,
+    "SECRET_KEY": KEY,
+    "ALGORITHM": "HS256",
+    "ACCESS_TOKEN_EXPIRE_MINUTES": 30,
+    "BCRYPT_COST": 12,
+    "PASSWORD_HASH_QUEUE_SIZE": 128,
+    "ADMIN_NAME": "admin",
+    "ADMIN_EMAIL": "admin@admin.com",
+    "ADMIN_USERNAME": "admin",
+    "ADMIN_PASSWORD": "!Ch4ng3Th1sP4ssW0rd!",
+    "TIER_NAME": "free",
+    "TEST_NAME": "Tester User",
+    "TEST_EMAIL": "test@tester.com",
+    "TEST_USERNAME": "testeruser",
+    "TEST_PASSWORD": "Str1ng$t",
+    "REDIS_CACHE_HOST": "localhost",
+    "REDIS_CACHE_PORT": 6379,
+    "REDIS_CACHE_DB": 0,
+    "REDIS_CACHE_PASSWORD": None,
+    "REDIS_CACHE_TIMEOUT": 0.2,
+    "CLIENT_CACHE_MAX_AGE": 60,
+    "REDIS_QUEUE_HOST": "localhost",
+    "REDIS_QUEUE_PORT": 6379,
+    "REDIS_QUEUE_DB": 0,
+    "REDIS_QUEUE_PASSWORD": None,
+    "REDIS_QUEUE_TIMEOUT": 1,
+    "REDIS_RATE_LIMIT_HOST": "localhost",
+    "REDIS_RATE_LIMIT_PORT": 6379,
+    "REDIS_RATE_LIMIT_DB": 0,
+    "REDIS_RATE_LIMIT_PASSWORD": None,
+    "REDIS_RATE_LIMIT_TIMEOUT": 1,
+    "RATE_LIMIT_FAIL_OPEN": True,
+    "DEFAULT_RATE_LIMIT_LIMIT": 10,
+    "DEFAULT_RATE_LIMIT_PERIOD": 3600,
+}
+SECRETS = [name for name, value in Settings.model_fields.items() if "SecretStr" in str(value.annotation)]
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    return {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in settings.model_dump().items()
+    }
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key and nothing else."""
+    for name in os.environ.keys() & {*Settings.model_fields, "LICENSE"}:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SECRET_KEY", KEY)
+
+
+class TestDefaults:
+    def test_every_one(self) -> None:
+        assert plain(Settings()) == DEFAULTS
+
+    def test_empty_values_count_as_absent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in DEFAULTS.keys() - {"SECRET_KEY"}:
+            monkeypatch.setenv(name, "")
+        assert plain(Settings()) == DEFAULTS
+
+    @pytest.mark.parametrize("comment", [" # result of openssl rand -hex 32", "", "   "])
+    def test_value_that_is_only_a_comment(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, comment: str) -> None:
+        monkeypatch.delenv("SECRET_KEY")
+        file = tmp_path / ".env"
+        lines = [f"SECRET_KEY={comment}", f"ALGORITHM={comment}", "DEFAULT_RATE_LIMIT_LIMIT=7   # default=10"]
+        file.write_text("\n".join([*lines, "TEST_PASSWORD='a$b'"]))
+        settings = Settings(_env_file=file)
+        assert settings.ALGORITHM == "HS256"
+        assert settings.DEFAULT_RATE_LIMIT_LIMIT == 7
+        assert settings.TEST_PASSWORD.get_secret_value() == "a$b"
+        assert len(settings.secret_key) == 64
+        assert Settings(_env_file=file).secret_key != settings.secret_key
+        with pytest.raises(ValidationError, match="SECRET_KEY is missing"):
+            Settings(_env_file=file, ENVIRONMENT=EnvironmentOption.PRODUCTION)
+
+    def test_environment_before_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        file = tmp_path / ".env"
+        file.write_text('APP_NAME="from file"\nTIER_NAME="from file"\n')
+        monkeypatch.setenv("APP_NAME", "from environment")
+        settings = Settings(_env_file=file)
+        assert (settings.APP_NAME, settings.TIER_NAME) == ("from environment", "from file")
+
+    def test_older_name_of_the_licence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LICENSE", "MIT")
+        assert Settings().LICENSE_NAME == "MIT"
+        monkeypatch.setenv("LICENSE_NAME", "BSD")
+        assert Settings().LICENSE_NAME == "BSD"
+
+    def test_placeholders_that_are_no_addresses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CONTACT_EMAIL", "Your email")
+        monkeypatch.setenv("ADMIN_EMAIL", "your_email")
+        assert Settings().CONTACT_EMAIL == "Your email"
+
+
+class TestEnvironment:
+    @pytest.mark.parametrize("name", ["local", "staging", "production"])
+    def test_known(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setenv("ENVIRONMENT", name)
+        assert str(Settings().ENVIRONMENT) == name
+
+    @pytest.mark.parametrize("name", ["Local", "development", "prod"])
+    def test_unknown(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setenv("ENVIRONMENT", name)
+        with pytest.raises(ValidationError, match="ENVIRONMENT"):
+            Settings()
+
+
+class TestSecretKey:
+    def test_local_makes_one_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("SECRET_KEY")
+        assert len({Settings().secret_key for _ in range(3)}) == 3
+
+    @pytest.mark.parametrize("environment", ["staging", "production"])
+    @pytest.mark.parametrize(
+        ("key", "reason"),
+        [
+            (None, "SECRET_KEY is missing"),
+            ("", "SECRET_KEY is missing"),
+            ("tooshrt", "SECRET_KEY is shorter than 32 bytes"),
+            ("q7#" * 10, "SECRET_KEY is shorter than 32 bytes"),
+            ("# result of openssl rand -hex 32", "SECRET_KEY is a placeholder"),
+            ("your-secret-key-goes-here-your-secret", "SECRET_KEY is a placeholder"),
+            ("CHANGE-ME-change-me-CHANGE-ME-change-me", "SECRET_KEY is a placeholder"),
+            ("0" * 64, "SECRET_KEY is a placeholder"),
+            ("0123" * 16, "SECRET_KEY is a placeholder"),
+        ],
+    )
+    def test_refused_outside_local(
+        self, monkeypatch: pytest.MonkeyPatch, environment: str, key: str | None, reason: str
+    ) -> None:
+        monkeypatch.setenv("ENVIRONMENT", environment)
+        if key is None:
+            monkeypatch.delenv("SECRET_KEY")
+        else:
+            monkeypatch.setenv("SECRET_KEY", key)
+        with pytest.raises(SystemExit) as refusal:
+            config.load_settings()
+        assert reason in str(refusal.value)
+        assert not key or key not in str(refusal.value)
+
+    @pytest.mark.parametrize("environment", ["staging", "production"])
+    def test_good_one(self, monkeypatch: pytest.MonkeyPatch, environment: str) -> None:
+        monkeypatch.setenv("ENVIRONMENT", environment)
+        assert config.load_settings().secret_key == KEY
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("POSTGRES_PORT", "0"),
+            ("POSTGRES_PORT", "65536"),
+            ("POSTGRES_PORT", "port"),
+            ("REDIS_CACHE_PORT", "-1"),
+            ("REDIS_QUEUE_PORT", "x"),
+            ("REDIS_RATE_LIMIT_DB", "-1"),
+            ("ALGORITHM", "none"),
+            ("ALGORITHM", "RS256"),
+            ("ACCESS_TOKEN_EXPIRE_MINUTES", "0"),
+            ("DEFAULT_RATE_LIMIT_LIMIT", "-1"),
+            ("DEFAULT_RATE_LIMIT_PERIOD", "0"),
+            ("CLIENT_CACHE_MAX_AGE", "-1"),
+            ("POSTGRES_POOL_SIZE", "0"),
+            ("POSTGRES_LOCK_TIMEOUT", "0"),
+            ("BCRYPT_COST", "3"),
+            ("MAX_BODY_BYTES", "0"),
+        ],
+    )
+    def test_names_the_variable_not_the_value(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as refusal:
+            config.load_settings()
+        first, *lines = str(refusal.value).splitlines()
+        assert first == "Settings refused, the service does not start:"
+        assert [line.split(":")[0].strip() for line in lines] == [name]
+
+    def test_several_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("POSTGRES_PORT", "x")
+        monkeypatch.setenv("BCRYPT_COST", "x")
+        with pytest.raises(SystemExit) as refusal:
+            config.load_settings()
+        assert {line.split(":")[0].strip() for line in str(refusal.value).splitlines()[1:]} == {
+            "POSTGRES_PORT",
+            "BCRYPT_COST",
+        }
+
+
+class TestSecrets:
+    def test_which_they_are(self) -> None:
+        passwords = {name for name in Settings.model_fields if name.endswith(("PASSWORD", "_KEY"))}
+        assert set(SECRETS) == passwords
+
+    @pytest.mark.parametrize("name", SECRETS)
+    def test_never_printed(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        value = "Zq8-unmistakable-value-of-a-setting-0451"
+        monkeypatch.setenv(name, value)
+        settings = Settings()
+        assert plain(settings)[name] == value
+        assert value not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
+        monkeypatch.setenv("POSTGRES_PORT", "x")
+        with pytest.raises(SystemExit) as refusal:
+            config.load_settings()
+        assert value not in str(refusal.value)
+        with pytest.raises(ValidationError) as error:
+            Settings()
+        assert value not in str(error.value)
+
+
+def test_default_admin_password_is_the_documented_one() -> None:
+    assert DEFAULT_ADMIN_PASSWORD == "!Ch4ng3Th1sP4ssW0rd!"
