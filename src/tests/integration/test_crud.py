@@ -1,0 +1,574 @@
+"""CRUDBase, on the tables of the application and on some of the test's own."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy import DateTime, MetaData, String
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base, Database, Reader, engine, transaction
+from app.core.exceptions import DuplicateValueError, UnknownFilterError
+from app.core.models import PersistentDeletion
+from app.crud.crud_base import CRUDBase
+from app.crud.crud_posts import crud_posts
+from app.crud.crud_rate_limit import crud_rate_limits
+from app.crud.crud_tier import crud_tiers
+from app.crud.crud_users import crud_users
+from app.models.post import Post
+from app.models.tier import Tier
+from app.models.user import User
+from app.schemas.post import PostUpdate
+from app.schemas.tier import TierCreateInternal, TierRead, TierUpdate
+from app.schemas.user import UserCreateInternal, UserRead, UserReadOwn, UserUpdate
+from tests.factories import make_post, make_rate_limit, make_tier, make_user
+from tests.fixtures import Fetch, Statements
+from tests.helper import is_recent
+
+
+class Body(BaseModel):
+    """What the tables of this module are made and changed with."""
+
+    name: str = "a"
+
+
+# -------- tables like those that a reader of the README may write --------
+
+
+class OwnBase(Base):
+    """Apart from the application's tables, so that neither Alembic nor other tests meet these."""
+
+    __abstract__ = True
+
+    metadata = MetaData()
+
+
+class Mixed(PersistentDeletion, OwnBase):
+    __tablename__ = "crud_mixed"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    name: Mapped[str] = mapped_column(String(10))
+
+
+class Bare(OwnBase):
+    """The columns of soft deletion, written out."""
+
+    __tablename__ = "crud_bare"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    name: Mapped[str] = mapped_column(String(10))
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), default=None)
+    is_deleted: Mapped[bool] = mapped_column(default=False)
+
+
+class FlagOnly(OwnBase):
+    __tablename__ = "crud_flag_only"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    name: Mapped[str] = mapped_column(String(10))
+    is_deleted: Mapped[bool] = mapped_column(default=False)
+
+
+class Plain(OwnBase):
+    """No soft deletion, no updated_at, a key of two columns, an attribute that is called otherwise than its column."""
+
+    __tablename__ = "crud_plain"
+
+    first: Mapped[int] = mapped_column(primary_key=True)
+    second: Mapped[int] = mapped_column("second_column", primary_key=True)
+    name: Mapped[str] = mapped_column(String(10))
+
+
+class PlainBody(Body):
+    first: int
+    second: int
+
+
+crud_mixed = CRUDBase[Mixed, Body, Body, Body, Body](Mixed)
+crud_bare = CRUDBase[Bare, Body, Body, Body, Body](Bare)
+crud_flag_only = CRUDBase[FlagOnly, Body, Body, Body, Body](FlagOnly)
+crud_plain = CRUDBase[Plain, PlainBody, Body, Body, Body](Plain)
+
+
+@pytest.fixture
+async def tables() -> AsyncIterator[None]:
+    async with engine.begin() as connection:
+        await connection.run_sync(OwnBase.metadata.create_all)
+    yield
+    async with engine.begin() as connection:
+        await connection.run_sync(OwnBase.metadata.drop_all)
+
+
+@pytest.fixture(params=["session", "reader"])
+async def reading(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    """What reading methods take."""
+    if request.param == "reader":
+        yield Reader()
+    else:
+        async with transaction() as db:
+            yield db
+
+
+class TestGet:
+    async def test_every_column(self, reading: Database, user: User) -> None:
+        found = await crud_users.get(reading, id=user.id)
+        assert found == {
+            "id": user.id,
+            "uuid": user.uuid,
+            "name": user.name,
+            "username": user.username,
+            "email": user.email,
+            "hashed_password": user.hashed_password,
+            "profile_image_url": None,
+            "tier_id": None,
+            "is_superuser": False,
+            "created_at": user.created_at,
+            "updated_at": None,
+            "deleted_at": None,
+            "is_deleted": False,
+        }
+        assert type(found) is dict
+        assert {type(key) for key in found} == {str}
+
+    async def test_nothing(self, reading: Database, user: User) -> None:
+        assert await crud_users.get(reading, id=user.id + 1) is None
+
+    async def test_schema(self, reading: Database, user: User, statements: Statements) -> None:
+        found = await crud_users.get(reading, UserRead, username=user.username)
+        assert found == {
+            "id": user.id,
+            "name": user.name,
+            "username": user.username,
+            "profile_image_url": None,
+            "tier_id": None,
+        }
+        [sql] = [sql for _, sql in statements.all if "SELECT" in sql]
+        assert "email" not in sql
+        assert "hashed_password" not in sql
+
+    async def test_names(self, reading: Database, user: User) -> None:
+        found = await crud_users.get(reading, ["username", "id"], email=user.email)
+        assert found == {"username": user.username, "id": user.id}
+
+    async def test_names_that_are_no_columns_are_left_out(self, reading: Database, user: User) -> None:
+        assert await crud_users.get(reading, ["id", "nothing"], id=user.id) == {"id": user.id}
+        with pytest.raises(ValueError, match="none of nothing is a column of User"):
+            await crud_users.get(reading, ["nothing"], id=user.id)
+
+    async def test_first_by_primary_key(self, reading: Database) -> None:
+        users = [await make_user(name="Same") for _ in range(3)]
+        found = await crud_users.get(reading, ["id"], name="Same")
+        assert found == {"id": users[0].id}
+
+    async def test_filters_all_hold(self, reading: Database, user: User) -> None:
+        assert await crud_users.get(reading, ["id"], id=user.id, name=user.name) is not None
+        assert await crud_users.get(reading, ["id"], id=user.id, name="Else") is None
+
+    async def test_none_is_null(self, reading: Database) -> None:
+        tier = await make_tier()
+        without, within = await make_user(), await make_user(tier_id=tier.id)
+        assert await crud_users.get(reading, ["id"], tier_id=None) == {"id": without.id}
+        assert await crud_users.get(reading, ["id"], tier_id=tier.id) == {"id": within.id}
+
+    async def test_true_and_false(self, reading: Database, user: User, superuser: User, statements: Statements) -> None:
+        assert await crud_users.get(reading, ["id"], is_superuser=True) == {"id": superuser.id}
+        assert await crud_users.get(reading, ["id"], is_superuser=False) == {"id": user.id}
+        assert [sql for _, sql in statements.all if " IS " in sql] == []
+
+    async def test_unknown_filter(self, reading: Database, user: User, statements: Statements) -> None:
+        for value in (1, None, True):
+            with pytest.raises(UnknownFilterError, match=r"'nothing'.*it has id, "):
+                await crud_users.get(reading, nothing=value)
+        assert statements.all in ([], [("write", "BEGIN;")])
+
+    async def test_value_is_a_parameter(self, reading: Database, user: User) -> None:
+        assert await crud_users.get(reading, name="' OR TRUE --") is None
+
+    async def test_sees_what_its_session_wrote(self, reading: Database, db: AsyncSession) -> None:
+        await crud_tiers.create(db, TierCreateInternal(name="new"))
+        assert await crud_tiers.get(db, name="new") is not None
+        assert await crud_tiers.get(Reader(), name="new") is None
+
+
+class TestGetMulti:
+    async def test_defaults(self, reading: Database) -> None:
+        users = [await make_user() for _ in range(3)]
+        found = await crud_users.get_multi(reading)
+        assert {**found, "data": [row["id"] for row in found["data"]]} == {
+            "data": [user.id for user in users],
+            "total_count": 3,
+            "has_more": False,
+            "page": 1,
+            "items_per_page": 100,
+        }
+        assert {type(row) for row in found["data"]} == {dict}
+
+    async def test_none(self, reading: Database) -> None:
+        assert await crud_users.get_multi(reading) == {
+            "data": [],
+            "total_count": 0,
+            "has_more": False,
+            "page": 1,
+            "items_per_page": 100,
+        }
+
+    @pytest.mark.parametrize(
+        ("offset", "limit", "ids", "has_more", "page"),
+        [
+            (0, 2, [1, 2], True, 1),
+            (2, 2, [3, 4], True, 2),
+            (3, 2, [4, 5], False, 2),
+            (4, 2, [5], False, 3),
+            (3, 100, [4, 5], False, 1),
+            (5, 2, [], False, 3),
+            (50, 2, [], False, 26),
+        ],
+    )
+    async def test_pages(
+        self, reading: Database, offset: int, limit: int, ids: list[int], has_more: bool, page: int
+    ) -> None:
+        for _ in range(5):
+            await make_tier()
+        found = await crud_tiers.get_multi(reading, offset=offset, limit=limit, schema_to_select=["id"])
+        assert found == {
+            "data": [{"id": number} for number in ids],
+            "total_count": 5,
+            "has_more": has_more,
+            "page": page,
+            "items_per_page": limit,
+        }
+
+    async def test_total_counts_what_matches(self, reading: Database) -> None:
+        for name in ("Same", "Same", "Else", "Same"):
+            await make_user(name=name)
+        found = await crud_users.get_multi(reading, 0, 2, ["id"], name="Same")
+        assert found["data"] == [{"id": 1}, {"id": 2}]
+        assert (found["total_count"], found["has_more"]) == (3, True)
+
+    async def test_schema(self, reading: Database, user: User) -> None:
+        found = await crud_users.get_multi(reading, schema_to_select=UserReadOwn)
+        assert [{*row} for row in found["data"]] == [{*UserReadOwn.model_fields}]
+
+    async def test_order_by_primary_key_of_two_columns(self, tables: None) -> None:
+        async with transaction() as db:
+            for first, second in ((2, 1), (1, 2), (1, 1)):
+                await crud_plain.create(db, PlainBody(first=first, second=second))
+        found = await crud_plain.get_multi(Reader(), schema_to_select=["first", "second"])
+        assert [(*row.values(),) for row in found["data"]] == [(1, 1), (1, 2), (2, 1)]
+
+    @pytest.mark.parametrize(("offset", "limit"), [(-1, 10), (0, 0), (0, -1)])
+    async def test_refused(self, reading: Database, offset: int, limit: int) -> None:
+        with pytest.raises(ValueError, match="offset must be 0 or more and limit 1 or more"):
+            await crud_users.get_multi(reading, offset, limit)
+
+    async def test_unknown_filter(self, reading: Database) -> None:
+        with pytest.raises(UnknownFilterError, match="'nothing'"):
+            await crud_users.get_multi(reading, nothing=None)
+
+
+class TestExistsAndCount:
+    async def test_exists(self, reading: Database, user: User) -> None:
+        assert await crud_users.exists(reading, username=user.username) is True
+        assert await crud_users.exists(reading, username="nobody") is False
+        assert await crud_users.exists(reading, username=user.username, tier_id=None) is True
+
+    async def test_count(self, reading: Database) -> None:
+        assert await crud_users.count(reading) == 0
+        for name in ("Same", "Same", "Else"):
+            await make_user(name=name)
+        assert await crud_users.count(reading) == 3
+        assert await crud_users.count(reading, name="Same") == 2
+        assert await crud_users.count(reading, tier_id=None) == 3
+
+    async def test_without_filter(self, reading: Database, user: User) -> None:
+        assert await crud_users.exists(reading) is True
+        assert await crud_posts.exists(reading) is False
+
+    async def test_unknown_filter(self, reading: Database) -> None:
+        with pytest.raises(UnknownFilterError, match="'nothing'"):
+            await crud_users.exists(reading, nothing=None)
+        with pytest.raises(UnknownFilterError, match="'nothing'"):
+            await crud_users.count(reading, nothing=None)
+
+
+class TestCreate:
+    async def test_returns_the_model(self, fetch: Fetch) -> None:
+        internal = UserCreateInternal(name="Ann Other", username="ann", email="Ann@example.com", hashed_password="x")
+        async with transaction() as db:
+            row = await crud_users.create(db, internal)
+            assert isinstance(row, User)
+            assert (row.id, row.username, row.email, row.is_deleted) == (1, "ann", "ann@example.com", False)
+            assert await fetch('SELECT FROM "user"') == []
+        [stored] = await fetch('SELECT * FROM "user"')
+        assert stored == {name: getattr(row, name) for name in stored}
+
+    async def test_duplicate(self, fetch: Fetch) -> None:
+        await make_tier("free")
+
+        async def create_two() -> None:
+            async with transaction() as db:
+                await crud_tiers.create(db, TierCreateInternal(name="other"))
+                await crud_tiers.create(db, TierCreateInternal(name="free"))
+
+        with pytest.raises(DuplicateValueError, match="Name already taken"):
+            await create_two()
+        assert await fetch("SELECT name FROM tier") == [{"name": "free"}]
+
+    async def test_duplicate_inside_a_savepoint_leaves_the_transaction_usable(self, fetch: Fetch) -> None:
+        await make_tier("free")
+        async with transaction() as db:
+            await crud_tiers.create(db, TierCreateInternal(name="before"))
+            with pytest.raises(DuplicateValueError):
+                async with db.begin_nested():
+                    await crud_tiers.create(db, TierCreateInternal(name="free"))
+            await crud_tiers.create(db, TierCreateInternal(name="after"))
+        assert {row["name"] for row in await fetch("SELECT name FROM tier")} == {"free", "before", "after"}
+
+
+class TestUpdate:
+    async def test_schema_sets_only_what_was_set(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            assert await crud_users.update(db, UserUpdate(name="New Name"), id=user.id) == 1
+        [row] = await fetch('SELECT * FROM "user"')
+        assert is_recent(row["updated_at"])
+        assert (row["name"], row["username"], row["email"]) == ("New Name", user.username, user.email)
+
+    async def test_dict(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            await crud_users.update(db, {"name": "New Name", "profile_image_url": None}, username=user.username)
+        [row] = await fetch('SELECT name, updated_at FROM "user"')
+        assert row["name"] == "New Name"
+        assert is_recent(row["updated_at"])
+
+    async def test_every_row_that_matches(self, fetch: Fetch) -> None:
+        for name in ("Same", "Same", "Else"):
+            await make_user(name=name)
+        async with transaction() as db:
+            assert await crud_users.update(db, {"name": "New"}, name="Same") == 2
+        rows = await fetch('SELECT name, updated_at IS NULL AS untouched FROM "user" ORDER BY id')
+        assert [(*row.values(),) for row in rows] == [("New", False), ("New", False), ("Else", True)]
+
+    async def test_none_that_matches(self, user: User) -> None:
+        async with transaction() as db:
+            assert await crud_users.update(db, {"name": "New"}, id=user.id + 1) == 0
+
+    async def test_null_filter(self, fetch: Fetch) -> None:
+        tier = await make_tier()
+        await make_user()
+        await make_user(tier_id=tier.id)
+        async with transaction() as db:
+            assert await crud_users.update(db, {"name": "New"}, tier_id=None) == 1
+        assert [row["name"] for row in await fetch('SELECT name FROM "user" ORDER BY id')] == ["New", "Some User"]
+
+    async def test_name_that_is_filter_and_value(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            assert await crud_users.update(db, {"name": "New Name"}, name=user.name) == 1
+        assert await fetch('SELECT name FROM "user"') == [{"name": "New Name"}]
+
+    async def test_nothing_set_still_touches(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            assert await crud_users.update(db, UserUpdate(), id=user.id) == 1
+        assert is_recent((await fetch('SELECT updated_at FROM "user"'))[0]["updated_at"])
+
+    async def test_updated_at_may_be_given(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            await crud_users.update(db, {"updated_at": user.created_at}, id=user.id)
+        assert await fetch('SELECT updated_at FROM "user"') == [{"updated_at": user.created_at}]
+
+    async def test_model_without_updated_at(self, tables: None) -> None:
+        async with transaction() as db:
+            await crud_plain.create(db, PlainBody(first=1, second=2))
+            assert await crud_plain.update(db, Body(name="new"), second=2) == 1
+        found = await crud_plain.get(Reader(), first=1)
+        assert found == {"first": 1, "second": 2, "name": "new"}
+
+    async def test_without_filter(self, user: User, fetch: Fetch) -> None:
+        with pytest.raises(UnknownFilterError, match="without a filter"):
+            async with transaction() as db:
+                await crud_users.update(db, {"name": "New"})
+        assert await fetch('SELECT name FROM "user"') == [{"name": user.name}]
+
+    async def test_unknown_names(self, user: User) -> None:
+        async with transaction() as db:
+            with pytest.raises(UnknownFilterError, match="'nothing'"):
+                await crud_users.update(db, {"name": "New"}, nothing=None)
+            with pytest.raises(UnknownFilterError, match="'nothing'"):
+                await crud_users.update(db, {"name": "New", "nothing": 1}, id=user.id)
+
+    async def test_duplicate(self, fetch: Fetch) -> None:
+        await make_tier("free")
+        await make_tier("pro")
+        with pytest.raises(DuplicateValueError, match="Name already taken"):
+            async with transaction() as db:
+                await crud_tiers.update(db, TierUpdate(name="free"), name="pro")
+        assert len(await fetch("SELECT FROM tier WHERE name = 'pro'")) == 1
+
+    async def test_one(self, fetch: Fetch) -> None:
+        tier = await make_tier("free")
+        async with transaction() as db:
+            found = await crud_tiers.update_one(db, TierUpdate(name="pro"), TierRead, name="free")
+            missing = await crud_tiers.update_one(db, TierUpdate(name="x"), TierRead, name="free")
+        assert found == {"id": tier.id, "name": "pro", "created_at": tier.created_at}
+        assert missing is None
+        assert await fetch("SELECT name FROM tier") == [{"name": "pro"}]
+
+    async def test_one_without_filter(self) -> None:
+        async with transaction() as db:
+            with pytest.raises(UnknownFilterError, match="without a filter"):
+                await crud_tiers.update_one(db, {"name": "x"})
+
+    async def test_one_refuses_to_change_more_than_one(self, fetch: Fetch) -> None:
+        await make_user(name="Same")
+        await make_user(name="Same")
+        with pytest.raises(Exception, match="Multiple rows"):
+            async with transaction() as db:
+                await crud_users.update_one(db, {"name": "New"}, ["id"], name="Same")
+        assert await fetch("SELECT FROM \"user\" WHERE name = 'New'") == []
+
+
+class TestDelete:
+    async def test_soft_with_mixin(self, user: User, fetch: Fetch) -> None:
+        post = await make_post(user)
+        async with transaction() as db:
+            assert await crud_posts.delete(db, id=post.id) == 1
+        [row] = await fetch("SELECT * FROM post")
+        assert row["is_deleted"]
+        assert is_recent(row["deleted_at"])
+        assert (row["title"], row["updated_at"]) == (post.title, None)
+
+    async def test_soft_with_bare_columns(self, tables: None, fetch: Fetch) -> None:
+        async with transaction() as db:
+            row = await crud_bare.create(db, Body())
+            assert await crud_bare.delete(db, id=row.id) == 1
+        [stored] = await fetch("SELECT * FROM crud_bare")
+        assert stored["is_deleted"]
+        assert is_recent(stored["deleted_at"])
+
+    async def test_soft_with_mixin_of_ones_own_table(self, tables: None, fetch: Fetch) -> None:
+        async with transaction() as db:
+            row = await crud_mixed.create(db, Body())
+            assert await crud_mixed.delete(db, id=row.id) == 1
+        assert [row["is_deleted"] for row in await fetch("SELECT * FROM crud_mixed")] == [True]
+
+    async def test_soft_without_deleted_at(self, tables: None, fetch: Fetch) -> None:
+        async with transaction() as db:
+            row = await crud_flag_only.create(db, Body())
+            assert await crud_flag_only.delete(db, id=row.id) == 1
+        assert await fetch("SELECT * FROM crud_flag_only") == [{"id": 1, "name": "a", "is_deleted": True}]
+
+    async def test_real_without_is_deleted(self, tables: None, fetch: Fetch) -> None:
+        tier = await make_tier()
+        async with transaction() as db:
+            await crud_plain.create(db, PlainBody(first=1, second=2))
+            assert await crud_plain.delete(db, second=2) == 1
+            assert await crud_tiers.delete(db, id=tier.id) == 1
+        assert await fetch("SELECT FROM crud_plain") == []
+        assert await fetch("SELECT FROM tier") == []
+
+    async def test_twice_keeps_the_first_moment(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            assert await crud_users.delete(db, id=user.id) == 1
+        [before] = await fetch('SELECT deleted_at FROM "user"')
+        async with transaction() as db:
+            assert await crud_users.delete(db, id=user.id) == 0
+        assert await fetch('SELECT deleted_at FROM "user"') == [before]
+
+    @pytest.mark.parametrize("as_dict", [False, True])
+    async def test_row_that_was_read(self, user: User, fetch: Fetch, as_dict: bool) -> None:
+        post, other = await make_post(user), await make_post(user)
+        row = await crud_posts.get(Reader(), id=post.id) if as_dict else post
+        async with transaction() as db:
+            assert await crud_posts.delete(db, db_row=row) == 1
+        rows = await fetch("SELECT id, is_deleted FROM post ORDER BY id")
+        assert rows == [{"id": post.id, "is_deleted": True}, {"id": other.id, "is_deleted": False}]
+
+    async def test_row_beside_filters(self, user: User, fetch: Fetch) -> None:
+        post = await make_post(user)
+        async with transaction() as db:
+            assert await crud_posts.delete(db, post, created_by_user_id=user.id + 1) == 0
+            assert await crud_posts.delete(db, post, created_by_user_id=user.id) == 1
+
+    async def test_row_with_a_key_of_two_columns(self, tables: None) -> None:
+        async with transaction() as db:
+            row = await crud_plain.create(db, PlainBody(first=1, second=2))
+            await crud_plain.create(db, PlainBody(first=1, second=3))
+            assert await crud_plain.delete(db, row) == 1
+        assert await crud_plain.count(Reader()) == 1
+
+    async def test_every_row_that_matches(self, user: User, fetch: Fetch) -> None:
+        for title in ("Same", "Same", "Else"):
+            await make_post(user, title=title)
+        async with transaction() as db:
+            assert await crud_posts.delete(db, title="Same") == 2
+        assert await fetch("SELECT title FROM post WHERE NOT is_deleted") == [{"title": "Else"}]
+
+    async def test_without_filter(self, user: User, fetch: Fetch) -> None:
+        await make_tier()
+        for crud in (crud_users, crud_tiers):
+            with pytest.raises(UnknownFilterError, match="without a filter"):
+                async with transaction() as db:
+                    await crud.delete(db)
+        assert len(await fetch('SELECT FROM "user" WHERE NOT is_deleted')) == 1
+        assert len(await fetch("SELECT FROM tier")) == 1
+
+    async def test_unknown_filter(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            with pytest.raises(UnknownFilterError, match="'nothing'"):
+                await crud_users.delete(db, nothing=None)
+
+
+class TestDbDelete:
+    async def test_real(self, user: User, fetch: Fetch) -> None:
+        post, other = await make_post(user), await make_post(user)
+        async with transaction() as db:
+            await crud_posts.delete(db, id=post.id)
+            assert await crud_posts.db_delete(db, id=post.id) == 1
+        assert await fetch("SELECT id FROM post") == [{"id": other.id}]
+
+    async def test_none_that_matches(self, user: User) -> None:
+        async with transaction() as db:
+            assert await crud_posts.db_delete(db, id=7) == 0
+
+    async def test_every_row_that_matches(self, fetch: Fetch) -> None:
+        tier = await make_tier()
+        for path in ("a", "b"):
+            await make_rate_limit(tier, path=path)
+        async with transaction() as db:
+            assert await crud_rate_limits.db_delete(db, tier_id=tier.id) == 2
+
+    async def test_without_filter(self, user: User, fetch: Fetch) -> None:
+        with pytest.raises(UnknownFilterError, match="without a filter"):
+            async with transaction() as db:
+                await crud_users.db_delete(db)
+        assert len(await fetch('SELECT FROM "user"')) == 1
+
+    async def test_unknown_filter(self, user: User) -> None:
+        async with transaction() as db:
+            with pytest.raises(UnknownFilterError, match="'nothing'"):
+                await crud_users.db_delete(db, nothing=None)
+
+
+class TestUnitOfWork:
+    async def test_writes_flush_and_never_commit(self, user: User, fetch: Fetch) -> None:
+        post = await make_post(user)
+        before = await fetch("SELECT * FROM post")
+
+        async def write_and_fail() -> None:
+            async with transaction() as db:
+                await crud_tiers.create(db, TierCreateInternal(name="new"))
+                await crud_posts.update(db, PostUpdate(title="New"), id=post.id)
+                await crud_users.delete(db, id=user.id)
+                await crud_posts.db_delete(db, id=post.id)
+                assert await crud_posts.count(db) == 0
+                raise RuntimeError("changed my mind")
+
+        with pytest.raises(RuntimeError, match="changed my mind"):
+            await write_and_fail()
+        assert await fetch("SELECT * FROM post") == before
+        assert await fetch("SELECT FROM tier") == []
+        assert await fetch('SELECT is_deleted FROM "user"') == [{"is_deleted": False}]
+
+    def test_models_are_those_of_their_names(self) -> None:
+        assert (crud_users.model, crud_posts.model, crud_tiers.model) == (User, Post, Tier)
