@@ -140,8 +140,13 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         values = object.model_dump(exclude_unset=True) if isinstance(object, BaseModel) else dict(object)
         if unknown := values.keys() - columns_of(self.model).keys():
             raise UnknownFilterError(f"{self.model.__name__} has no column {', '.join(map(repr, sorted(unknown)))}")
-        return {"updated_at": now(), **values} if "updated_at" in columns_of(self.model) else values
+        if "updated_at" in columns_of(self.model):
+            return {"updated_at": now(), **values}
+        # SQL has no UPDATE that sets nothing, but a PATCH may name nothing: the key stays as it is.
+        return values or {name: columns_of(self.model)[name] for name in self._key_names()}
 
     def _identity(self, row: ModelT | Mapping[str, Any]) -> dict[str, Any]:
-        names = [name for name, column in columns_of(self.model).items() if column in set(primary_key(self.model))]
-        return {name: row[name] if isinstance(row, Mapping) else getattr(row, name) for name in names}
+        return {name: row[name] if isinstance(row, Mapping) else getattr(row, name) for name in self._key_names()}
+
+    def _key_names(self) -> list[str]:
+        return [name for name, column in columns_of(self.model).items() if column in set(primary_key(self.model))]

@@ -384,6 +384,14 @@ class TestUpdate:
         found = await crud_plain.get(Reader(), first=1)
         assert found == {"first": 1, "second": 2, "name": "new"}
 
+    async def test_nothing_set_on_model_without_updated_at(self, tables: None) -> None:
+        async with transaction() as db:
+            await crud_plain.create(db, PlainBody(first=1, second=2))
+            assert await crud_plain.update(db, {}, second=2) == 1
+            assert await crud_plain.update(db, {}, second=3) == 0
+            found = await crud_plain.update_one(db, {}, first=1)
+        assert found == {"first": 1, "second": 2, "name": "a"}
+
     async def test_without_filter(self, user: User, fetch: Fetch) -> None:
         with pytest.raises(UnknownFilterError, match="without a filter"):
             async with transaction() as db:
