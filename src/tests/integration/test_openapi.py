@@ -1,0 +1,101 @@
+"""The contract that the application prints of itself, and whether it keeps it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from tests.environment import SRC, connect
+from tests.fixtures import RunProgram, RunServer
+from tests.helper import _get_token
+
+METHODS = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture
+def operations(app: FastAPI) -> dict[str, dict[str, Any]]:
+    """The operations by method and path."""
+    return {
+        f"{method.upper()} {path}": operation
+        for path, item in app.openapi()["paths"].items()
+        for method, operation in item.items()
+        if method in METHODS
+    }
+
+
+class TestDocument:
+    def test_openapi_json_is_current(self) -> None:
+        command = [sys.executable, "-m", "scripts.openapi", "--check"]
+        done = subprocess.run(command, cwd=SRC, capture_output=True, text=True, check=False)  # noqa: S603 (fixed words)
+        assert done.returncode == 0, done.stderr
+
+    def test_operation_ids_are_the_names_of_the_functions(self, app: FastAPI, operations: dict[str, Any]) -> None:
+        functions = {
+            f"{method} {route.path}": route.endpoint.__name__
+            for route in app.routes
+            if isinstance(route, APIRoute) and route.include_in_schema
+            for method in route.methods or ()
+        }
+        assert {name: operation["operationId"] for name, operation in operations.items()} == functions
+        assert len(set(functions.values())) == len(functions)
+
+    def test_every_operation_says_what_it_does_and_what_it_answers(self, operations: dict[str, Any]) -> None:
+        for name, operation in operations.items():
+            assert operation.get("description"), name
+            assert operation["tags"], name
+            for status, answer in operation["responses"].items():
+                assert answer["description"], (name, status)
+                assert answer["content"]["application/json"]["schema"], (name, status)
+
+    def test_every_operation_of_the_api_documents_what_any_of_them_may_answer(self, operations: dict[str, Any]) -> None:
+        for name, operation in operations.items():
+            statuses = operation["responses"].keys()
+            if "/api/v1/" in name:
+                assert {"400", "413", "503"} <= statuses, name
+            if "security" in operation:
+                assert "401" in statuses, name
+            if operation.get("parameters") or "requestBody" in operation:
+                assert "422" in statuses, name
+
+    def test_errors_have_one_form(self, operations: dict[str, Any]) -> None:
+        for name, operation in operations.items():
+            for status, answer in operation["responses"].items():
+                if status >= "400" and name != "GET /health/ready":
+                    schema = answer["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+                    assert schema == ("HTTPValidationError" if status == "422" else "ErrorMessage"), (name, status)
+
+
+@pytest.mark.parametrize("identity", ["anonymous", "user", "superuser"])
+async def test_schemathesis_finds_nothing(
+    identity: str, database: str, run_server: RunServer, run_program: RunProgram, tmp_path: Path
+) -> None:
+    """All checks of schemathesis, its phases examples, coverage, fuzzing and stateful, on a running server."""
+    # Enough that the limiter never answers in the place of the endpoint.
+    environment = {"POSTGRES_DB": database, "DEFAULT_RATE_LIMIT_LIMIT": "1000000"}
+    server = await run_server(environment=environment)
+    credentials = []
+    if identity != "anonymous":
+        token = await _sign_up(server.client, database, is_superuser=identity == "superuser")
+        credentials = ["--header", f"Authorization: Bearer {token}"]
+    checks = ["--checks", "all", "--max-examples", "4", "--seed", "1", "--generation-database", "none"]
+    options = [*checks, *credentials, f"{server.url}/openapi.json"]
+    config = str(SRC / "schemathesis.toml")
+    program = await run_program("schemathesis.cli", "--config-file", config, "run", *options, cwd=tmp_path)
+    assert await program.wait(120) == 0, program.output
+    for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
+        assert f"✅ {phase}" in program.output, program.output
+
+
+async def _sign_up(client: httpx.AsyncClient, database: str, *, is_superuser: bool) -> str:
+    body = {"name": "Some User", "username": "someuser", "email": "some@example.com", "password": "Str1ngst!"}
+    response = await client.post("/api/v1/user", json=body)
+    assert response.status_code == 201
+    connection = await connect(database)
+    await connection.execute('UPDATE "user" SET is_superuser = $1', is_superuser)
+    await connection.close()
+    return await _get_token("someuser", "Str1ngst!", client)
