@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,8 +14,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request
 
 from app.api.dependencies import ReaderDep, SessionDep
-from app.core.cache import LEASE_SECONDS, CacheStore, cache
-from app.core.config import settings
+from app.core.cache import LEASE_SECONDS, cache
 from app.core.database import on_commit
 from app.crud.crud_posts import crud_posts
 from app.models.post import Post
@@ -236,22 +234,6 @@ class TestStampede:
             assert (await own.get(f"/posts/{post.id}")).json() == {"title": "old"}
             gate.open()
             assert (await slow).status_code == 200
-
-
-async def test_removals_that_an_outage_delays_are_all_delivered(redis: RedisRoles, app: FastAPI) -> None:
-    """More than is kept account of: then everything goes."""
-    store = CacheStore()
-    store.MAX_OWED = 3
-    for number in range(10):
-        await redis.cache.set(f"thing:{number}", b"1", ex=60)
-        await redis.cache.zadd("@cache:index:thing", {f"thing:{number}": time.time() + 60})
-    await redis.cache.zadd("@cache:indexes", {"@cache:index:thing": time.time() + 60})
-    store.open(settings)
-    try:
-        await store.remove([f"thing:{number}" for number in range(10)], [])
-    finally:
-        await store.close()
-    assert await redis.cache.keys("thing:*") == []
 
 
 OWN_ROUTES = """
