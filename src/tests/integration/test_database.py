@@ -1,0 +1,598 @@
+"""Transactions, what follows them, the reader, and what PostgreSQL's errors become."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import asyncpg
+import httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from pydantic import SecretStr
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.pool import NullPool
+from starlette.types import Message, Receive, Scope, Send
+
+from app.api.dependencies import get_docs_reader
+from app.api.exceptions import exception_handlers
+from app.core.config import settings
+from app.core.database import (
+    Reader,
+    ReaderDep,
+    SessionDep,
+    async_get_db,
+    database_url,
+    engine,
+    on_commit,
+    read_engine,
+    transaction,
+)
+from app.core.exceptions import (
+    AppError,
+    ConflictError,
+    DatabaseUnavailableError,
+    DuplicateValueError,
+    InvalidValueError,
+    MissingReferenceError,
+    StillReferencedError,
+)
+from app.core.setup import create_application
+from app.crud.crud_tier import crud_tiers
+from app.models.user import User
+from app.schemas.tier import TierCreateInternal
+from scripts.servers import Postgres
+from tests.factories import make_tier, make_user
+from tests.fixtures import Fetch, LogRecords, RunServer, Statements, open_client
+
+TIERS = "SELECT name FROM tier ORDER BY id"
+
+
+async def write_tier(db: AsyncSession, name: str = "new") -> None:
+    await crud_tiers.create(db, TierCreateInternal(name=name))
+
+
+async def execute(*statements: str, **parameters: Any) -> None:
+    async with transaction() as db:
+        for statement in statements:
+            await db.execute(text(statement), parameters if ":" in statement else {})
+
+
+class TestTransaction:
+    async def test_commits_at_its_end(self, fetch: Fetch) -> None:
+        async with transaction() as db:
+            await write_tier(db)
+            assert await fetch(TIERS) == []
+        assert await fetch(TIERS) == [{"name": "new"}]
+
+    @pytest.mark.parametrize("error", [RuntimeError, ConflictError, asyncio.CancelledError, KeyboardInterrupt])
+    async def test_rolls_back_on_any_exception(self, fetch: Fetch, error: type[BaseException]) -> None:
+        async def write_and_fail() -> None:
+            async with transaction() as db:
+                await write_tier(db)
+                raise error
+
+        with pytest.raises(error):
+            await write_and_fail()
+        assert await fetch(TIERS) == []
+
+    async def test_gives_its_connection_back(self) -> None:
+        await execute("SELECT 1")
+        with pytest.raises(ProgrammingError):
+            await execute("SELECT 1", "SELEKT 1")
+        assert "Current Checked out connections: 0" in engine.pool.status()
+
+    async def test_one_that_does_nothing_sends_nothing(self, statements: Statements) -> None:
+        async with transaction():
+            pass
+        assert statements.all == []
+
+    async def test_rows_stay_readable_after_it(self) -> None:
+        async with transaction() as db:
+            row = await crud_tiers.create(db, TierCreateInternal(name="new"))
+        assert (row.id, row.name) == (1, "new")
+
+
+class TestOnCommit:
+    async def test_runs_in_order_after_the_commit(self, fetch: Fetch) -> None:
+        seen: list[Any] = []
+
+        async def look() -> None:
+            seen.append(await fetch(TIERS))
+
+        async def append() -> None:
+            seen.append("second")
+
+        async with transaction() as db:
+            on_commit(db, look)
+            on_commit(db, append)
+            await write_tier(db)
+            assert seen == []
+        assert seen == [[{"name": "new"}], "second"]
+
+    async def test_is_dropped_by_a_rollback(self) -> None:
+        seen: list[str] = []
+
+        async def never() -> None:
+            seen.append("ran")
+
+        async def write_and_fail() -> None:
+            async with transaction() as db:
+                on_commit(db, never)
+                await write_tier(db)
+                raise ConflictError
+
+        with pytest.raises(ConflictError):
+            await write_and_fail()
+        async with transaction() as db:
+            await write_tier(db)
+        assert seen == []
+
+    async def test_is_dropped_when_the_commit_fails(self, deferred_table: None, fetch: Fetch, logs: LogRecords) -> None:
+        seen: list[str] = []
+
+        async def never() -> None:
+            seen.append("ran")
+
+        async def write() -> None:
+            async with transaction() as db:
+                on_commit(db, never)
+                await write_tier(db)
+                await db.execute(text("INSERT INTO deferred (tier_id) VALUES (99)"))
+
+        with pytest.raises(MissingReferenceError):
+            await write()
+        assert (seen, await fetch(TIERS)) == ([], [])
+
+    async def test_failure_is_logged_and_stops_no_other(self, fetch: Fetch, logs: LogRecords) -> None:
+        seen: list[str] = []
+
+        async def fail() -> None:
+            raise RuntimeError("mail server away")
+
+        async def append() -> None:
+            seen.append("second")
+
+        async with transaction() as db:
+            on_commit(db, fail)
+            on_commit(db, append)
+            await write_tier(db)
+        assert await fetch(TIERS) == [{"name": "new"}]
+        assert seen == ["second"]
+        [record] = logs.named("after-commit callback failed")
+        assert record.exc_info is not None
+        assert str(record.exc_info[1]) == "mail server away"
+
+
+@pytest.fixture
+async def deferred_table(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
+    """A table whose foreign key is looked at when the transaction commits."""
+    await postgres.execute(
+        "CREATE TABLE deferred (tier_id int REFERENCES tier (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED)"
+    )
+    yield
+    await postgres.execute("DROP TABLE deferred")
+
+
+# -------- requests --------
+
+router = APIRouter()
+PlainSession = Annotated[AsyncSession, Depends(async_get_db)]
+ScopedSession = Annotated[AsyncSession, Depends(async_get_db, scope="function")]
+RequestSession = Annotated[AsyncSession, Depends(async_get_db, scope="request")]
+callbacks: list[str] = []
+
+
+@router.post("/session")
+async def with_session(name: str, db: SessionDep) -> str:
+    return await _write(name, db)
+
+
+@router.post("/plain")
+async def with_plain(name: str, db: PlainSession) -> str:
+    return await _write(name, db)
+
+
+@router.post("/scoped")
+async def with_scoped(name: str, db: ScopedSession) -> str:
+    return await _write(name, db)
+
+
+@router.post("/default")
+async def with_default(name: str, db: AsyncSession = Depends(async_get_db)) -> str:  # noqa: B008, FAST002 (as the README of old had it)
+    return await _write(name, db)
+
+
+@router.post("/request")
+async def with_request(name: str, db: RequestSession) -> str:
+    return await _write(name, db)
+
+
+async def _write(name: str, db: AsyncSession) -> str:
+    async def called() -> None:
+        callbacks.append(name)
+
+    on_commit(db, called)
+    await write_tier(db, name)
+    return name
+
+
+@router.post("/wrong-answer", response_model=int)
+async def with_wrong_answer(db: SessionDep) -> str:
+    await write_tier(db)
+    return "no number"
+
+
+@router.post("/http-exception")
+async def with_http_exception(db: PlainSession) -> None:
+    await write_tier(db)
+    raise HTTPException(418)
+
+
+@router.post("/app-error")
+async def with_app_error(db: PlainSession) -> None:
+    await write_tier(db)
+    raise ConflictError
+
+
+@router.post("/bug")
+async def with_bug(db: SessionDep) -> None:
+    await write_tier(db)
+    raise RuntimeError
+
+
+@router.post("/deferred")
+async def with_deferred(db: PlainSession) -> str:
+    await write_tier(db)
+    await db.execute(text("INSERT INTO deferred (tier_id) VALUES (99)"))
+    return "never"
+
+
+@router.post("/failing-callback")
+async def with_failing_callback(db: SessionDep) -> str:
+    async def fail() -> None:
+        raise RuntimeError
+
+    on_commit(db, fail)
+    await write_tier(db)
+    return "saved"
+
+
+@router.get("/reader")
+async def with_reader(db: ReaderDep) -> int:
+    return len(await db.fetch_all(text("SELECT id FROM tier"), {}))
+
+
+class Watched:
+    """An application, and what a look at the database shows at the moment its answer begins to leave."""
+
+    def __init__(self, app: FastAPI, look: Callable[[], Awaitable[Any]]) -> None:
+        self.app = app
+        self.look = look
+        self.seen: list[Any] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.seen.append(await self.look())
+            await send(message)
+
+        await self.app(scope, receive, watch)
+
+
+@pytest.fixture(scope="module")
+def own_app() -> FastAPI:
+    return create_application(router, settings, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
+
+
+@pytest.fixture
+async def watched(own_app: FastAPI, fetch: Fetch) -> Watched:
+    callbacks.clear()
+
+    async def look() -> Any:
+        return [row["name"] for row in await fetch(TIERS)], [*callbacks]
+
+    return Watched(own_app, look)
+
+
+@pytest.fixture
+async def own_client(watched: Watched) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(watched) as client:
+        yield client
+
+
+class TestRequest:
+    @pytest.mark.parametrize("path", ["session", "plain", "scoped", "default", "request"])
+    async def test_commit_and_callbacks_precede_the_answer(
+        self, watched: Watched, own_client: httpx.AsyncClient, path: str
+    ) -> None:
+        response = await own_client.post(f"/{path}?name=new")
+        assert (response.status_code, response.json()) == (200, "new")
+        assert watched.seen == [(["new"], ["new"])]
+
+    @pytest.mark.parametrize("path", ["session", "plain", "default", "request"])
+    async def test_duplicate(self, watched: Watched, own_client: httpx.AsyncClient, path: str) -> None:
+        await make_tier("new")
+        response = await own_client.post(f"/{path}?name=new")
+        assert (response.status_code, response.json()) == (409, {"detail": "Name already taken"})
+        assert watched.seen == [(["new"], [])]
+
+    @pytest.mark.parametrize(
+        ("path", "status_code"), [("wrong-answer", 500), ("http-exception", 418), ("app-error", 409), ("bug", 500)]
+    )
+    async def test_rolls_back_what_did_not_succeed(
+        self, own_client: httpx.AsyncClient, fetch: Fetch, path: str, status_code: int
+    ) -> None:
+        response = await own_client.post(f"/{path}")
+        assert response.status_code == status_code
+        assert "detail" in response.json()
+        assert await fetch(TIERS) == []
+
+    async def test_commit_that_fails_is_no_success(
+        self, own_client: httpx.AsyncClient, deferred_table: None, fetch: Fetch
+    ) -> None:
+        response = await own_client.post("/deferred")
+        assert (response.status_code, list(response.json())) == (404, ["detail"])
+        assert await fetch(TIERS) == []
+
+    async def test_callback_that_fails_is_no_error(
+        self, own_client: httpx.AsyncClient, fetch: Fetch, logs: LogRecords
+    ) -> None:
+        response = await own_client.post("/failing-callback")
+        assert (response.status_code, response.json()) == (200, "saved")
+        assert await fetch(TIERS) == [{"name": "new"}]
+        assert len(logs.named("after-commit callback failed")) == 1
+
+    async def test_unexpected_error_tells_nothing_and_is_logged(
+        self, own_client: httpx.AsyncClient, logs: LogRecords
+    ) -> None:
+        response = await own_client.post("/bug", headers={"X-Request-ID": "abc"})
+        assert response.json() == {"detail": "Internal server error", "request_id": "abc"}
+        [record] = logs.named("unhandled error")
+        assert record.exc_info is not None
+        assert record.exc_info[0] is RuntimeError
+
+    async def test_reader(self, own_client: httpx.AsyncClient, statements: Statements) -> None:
+        await make_tier()
+        statements.clear()
+        assert (await own_client.get("/reader")).json() == 1
+        assert statements.all == [("read", "SELECT id FROM tier")]
+
+
+class TestReader:
+    async def test_is_read_only_on_the_servers_side(self, fetch: Fetch) -> None:
+        reader = Reader()
+        [row] = await reader.fetch_all(text("SELECT current_setting('transaction_read_only') AS value"), {})
+        assert row.value == "on"
+        with pytest.raises(AppError):
+            await reader.fetch_all(text("INSERT INTO tier (name, created_at) VALUES ('x', now()) RETURNING id"), {})
+        assert await fetch(TIERS) == []
+
+    async def test_uses_no_transaction(self, statements: Statements) -> None:
+        await Reader().fetch_all(text("SELECT 1"), {})
+        assert statements.all == [("read", "SELECT 1")]
+
+    async def test_holds_no_connection_between_statements(self) -> None:
+        await Reader().fetch_all(text("SELECT 1"), {})
+        assert "Current Checked out connections: 0" in read_engine.pool.status()
+
+    async def test_many_at_once_share_a_bounded_pool(self) -> None:
+        reader = Reader()
+        query = text("SELECT pg_backend_pid() AS pid, pg_sleep(0.001)")
+        rows = await asyncio.gather(*(reader.fetch_all(query, {}) for _ in range(200)))
+        assert 1 <= len({row[0].pid for row in rows}) <= settings.POSTGRES_POOL_SIZE
+
+    async def test_reads_from_the_replica(self, run_server: RunServer) -> None:
+        """A replica that is not there stops reads, and nothing else."""
+        server = await run_server(environment={"POSTGRES_REPLICA_SERVER": "127.0.0.2"})
+        read = await server.client.get("/api/v1/users")
+        assert read.status_code == 503
+        assert read.headers["Retry-After"].isdigit()
+        body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
+        assert (await server.client.post("/api/v1/user", json=body)).status_code == 201
+
+
+class TestConnectionSettings:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("TimeZone", "UTC"),
+            ("statement_timeout", "5s"),
+            ("lock_timeout", "2s"),
+            ("idle_in_transaction_session_timeout", "10s"),
+        ],
+    )
+    async def test_on_both_engines(self, name: str, value: str) -> None:
+        query = text("SELECT current_setting(:name) AS value")
+        async with transaction() as db:
+            assert (await db.execute(query, {"name": name})).scalar_one() == value
+        [row] = await Reader().fetch_all(query, {"name": name})
+        assert row.value == value
+
+    async def test_engines_say_who_they_are(self) -> None:
+        query = text("SELECT current_setting('application_name') AS value")
+        async with transaction() as db:
+            assert (await db.execute(query)).scalar_one() == "app"
+        [row] = await Reader().fetch_all(query, {})
+        assert row.value == "app reader"
+
+
+INSERT_USER = (
+    'INSERT INTO "user" (name, username, email, hashed_password, is_superuser, is_deleted, uuid, created_at, tier_id) '
+    "VALUES (:name, :username, :email, 'x', false, false, gen_random_uuid(), now(), :tier_id)"
+)
+GOOD = {"name": "Ann", "username": "ann", "email": "ann@example.com", "tier_id": None}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("values", "error", "detail"),
+        [
+            ({"username": "taken"}, DuplicateValueError, "Username already taken"),
+            ({"email": "taken@example.com"}, DuplicateValueError, "Email already taken"),
+            ({"tier_id": 7}, MissingReferenceError, MissingReferenceError.detail),
+            ({"name": "a" * 31}, InvalidValueError, InvalidValueError.detail),
+            ({"name": "a\x00"}, InvalidValueError, InvalidValueError.detail),
+            ({"name": "\ud800"}, InvalidValueError, InvalidValueError.detail),
+            ({"name": None}, InvalidValueError, InvalidValueError.detail),
+            ({"name": 7}, InvalidValueError, InvalidValueError.detail),
+            ({"tier_id": 2**31}, InvalidValueError, InvalidValueError.detail),
+            ({"tier_id": 2**63}, InvalidValueError, InvalidValueError.detail),
+            ({"email": "Capital@example.com"}, InvalidValueError, InvalidValueError.detail),
+        ],
+    )
+    async def test_of_an_insert(self, fetch: Fetch, values: dict[str, Any], error: type[AppError], detail: str) -> None:
+        await make_user(username="taken", email="taken@example.com")
+        with pytest.raises(error) as raised:
+            async with transaction() as db:
+                await db.execute(text(INSERT_USER), {**GOOD, **values})
+        assert type(raised.value) is error
+        assert raised.value.detail == detail
+        assert len(await fetch('SELECT FROM "user"')) == 1
+
+    async def test_of_a_delete(self) -> None:
+        tier = await make_tier()
+        await make_user(tier_id=tier.id)
+        with pytest.raises(StillReferencedError):
+            async with transaction() as db:
+                await crud_tiers.db_delete(db, id=tier.id)
+
+    async def test_anything_else_passes_as_it_is(self) -> None:
+        with pytest.raises(ProgrammingError, match="syntax error"):
+            async with transaction() as db:
+                await db.execute(text("SELEKT 1"))
+        with pytest.raises(ProgrammingError, match="syntax error"):
+            await Reader().fetch_all(text("SELEKT 1"), {})
+
+    async def test_message_never_holds_the_values(self) -> None:
+        with pytest.raises(ProgrammingError) as raised:
+            async with transaction() as db:
+                await db.execute(text("SELEKT :hash"), {"hash": "$bcrypt-sha256$secret"})
+        assert "bcrypt" not in str(raised.value)
+
+    async def test_lock_that_does_not_come(self, user: User) -> None:
+        lock = 'SELECT id FROM "user" WHERE id = :id FOR UPDATE'
+        async with transaction() as holder:
+            await holder.execute(text(lock), {"id": user.id})
+            with pytest.raises(DatabaseUnavailableError) as raised:
+                await execute("SET LOCAL lock_timeout = 20", lock, id=user.id)
+        assert raised.value.headers["Retry-After"].isdigit()
+
+    async def test_statement_that_takes_too_long(self) -> None:
+        with pytest.raises(DatabaseUnavailableError):
+            await execute("SET LOCAL statement_timeout = 20", "SELECT pg_sleep(60)")
+
+    async def test_deadlock(self) -> None:
+        users = [await make_user(), await make_user()]
+        update = text("UPDATE \"user\" SET name = 'locked' WHERE id = :id")
+        both_hold_one = asyncio.Barrier(2)
+
+        async def lock_both(first: User, second: User) -> None:
+            async with transaction() as db:
+                await db.execute(update, {"id": first.id})
+                await both_hold_one.wait()
+                await db.execute(update, {"id": second.id})
+
+        results = await asyncio.gather(lock_both(*users), lock_both(*reversed(users)), return_exceptions=True)
+        assert [type(result) for result in results if result is not None] == [DatabaseUnavailableError]
+
+    async def test_connection_that_is_ended_in_a_transaction(self, postgres: "asyncpg.Connection[Any]") -> None:
+
+        async def be_ended() -> None:
+            async with transaction() as db:
+                pid = (await db.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+                await postgres.execute("SELECT pg_terminate_backend($1)", pid)
+                await db.execute(text("SELECT 1"))
+
+        with pytest.raises(DatabaseUnavailableError):
+            await be_ended()
+        await execute("SELECT 1")
+
+    async def test_connections_that_are_ended_while_idle(
+        self, client: httpx.AsyncClient, postgres: "asyncpg.Connection[Any]", logs: LogRecords
+    ) -> None:
+        """As after a restart of the server: no request notices."""
+        await asyncio.gather(*(client.get("/api/v1/users") for _ in range(10)))
+        body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
+        assert (await client.post("/api/v1/user", json=body)).status_code == 201
+        ended = await postgres.fetch(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        assert len(ended) > 2
+        answers = await asyncio.gather(*(client.get("/api/v1/users") for _ in range(20)))
+        assert [answer.status_code for answer in answers] == [200] * 20
+        second = {**body, "username": "bob", "email": "bob@example.com"}
+        assert (await client.post("/api/v1/user", json=second)).status_code == 201
+
+    async def test_pool_without_a_free_connection(self, client: httpx.AsyncClient) -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(settings.POSTGRES_POOL_SIZE):
+                db = await stack.enter_async_context(transaction())
+                await db.execute(text("SELECT 1"))
+                await stack.enter_async_context(read_engine.connect())
+            body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
+            answers = await asyncio.gather(client.post("/api/v1/user", json=body), client.get("/api/v1/users"))
+        for answer in answers:
+            assert answer.status_code == 503
+            assert answer.headers["Retry-After"].isdigit()
+            assert answer.json() == {"detail": DatabaseUnavailableError.detail}
+        assert (await client.get("/api/v1/users")).status_code == 200
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[Any]:
+    """A connection to where the settings lead now."""
+    own_engine = create_async_engine(database_url(settings.POSTGRES_SERVER), poolclass=NullPool)
+    try:
+        async with own_engine.connect() as connection:
+            yield connection
+    finally:
+        await own_engine.dispose()
+
+
+@pytest.fixture
+def socket_directory() -> Iterator[Path]:
+    """A folder with a short path, since that of a socket is limited to 107 bytes, where every user may make one."""
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        ("user", "password"),
+        [("we:ird@us/er?#%41", 'p@ss:/w%rd#?&= +"\\é'), ("spa ce", "%"), ("Ünïcode", "😀"), ("plain", "[::1]")],
+    )
+    async def test_any_character_in_user_and_password(
+        self, monkeypatch: pytest.MonkeyPatch, postgres: "asyncpg.Connection[Any]", user: str, password: str
+    ) -> None:
+        quoted = password.replace("'", "''")
+        await postgres.execute(f"CREATE ROLE \"{user}\" LOGIN PASSWORD '{quoted}'")
+        try:
+            monkeypatch.setattr(settings, "POSTGRES_USER", user)
+            monkeypatch.setattr(settings, "POSTGRES_PASSWORD", SecretStr(password))
+            async with connected() as connection:
+                assert (await connection.execute(text("SELECT current_user"))).scalar_one() == user
+        finally:
+            await postgres.execute(f'DROP ROLE "{user}"')
+
+    async def test_socket_directory(self, monkeypatch: pytest.MonkeyPatch, socket_directory: Path) -> None:
+        options = {"unix_socket_directories": str(socket_directory), "fsync": "off"}
+        with Postgres(socket_directory / "server", settings=options) as server:
+            monkeypatch.setattr(settings, "POSTGRES_SERVER", str(socket_directory))
+            monkeypatch.setattr(settings, "POSTGRES_PORT", server.port)
+            monkeypatch.setattr(settings, "POSTGRES_PASSWORD", SecretStr(server.password))
+            monkeypatch.setattr(settings, "POSTGRES_DB", server.database)
+            async with connected() as connection:
+                by_socket = text("SELECT inet_client_addr() IS NULL")
+                assert (await connection.execute(by_socket)).scalar_one() is True
+
+    def test_is_not_printed_with_its_password(self) -> None:
+        assert settings.POSTGRES_PASSWORD.get_secret_value() not in f"{database_url()} {database_url()!r} {engine!r}"
