@@ -27,6 +27,10 @@ MESSAGE = {"message": "x"}
 BOUND = 10
 
 
+# What the service waits for by default; other tests have more patience.
+DEFAULTS = {"REDIS_CACHE_TIMEOUT": "0.2", "REDIS_QUEUE_TIMEOUT": "1", "REDIS_RATE_LIMIT_TIMEOUT": "1"}
+
+
 async def start(server: Server) -> None:
     await asyncio.to_thread(server.start)
 
@@ -136,7 +140,7 @@ class TestCache:
     async def blog(
         self, valkey: Valkey, run_server: RunServer, client: httpx.AsyncClient, headers_for: HeadersFor, user: User
     ) -> Blog:
-        environment = valkey.environment("CACHE")
+        environment = {**DEFAULTS, **valkey.environment("CACHE")}
         servers = await asyncio.gather(*(run_server(environment=environment) for _ in range(2)))
         post = await make_post(user, text="0")
         return Blog([*servers], valkey, f"{API}/{user.username}/post/{post.id}", await headers_for(user))
@@ -174,7 +178,7 @@ class TestCache:
             assert [await blog.read(server) for server in blog.servers] == [str(number)] * 2
 
     async def test_start_without_it(self, run_server: RunServer, user: User) -> None:
-        server = await run_server(environment={"REDIS_CACHE_PORT": str(free_port())})
+        server = await run_server(environment={**DEFAULTS, "REDIS_CACHE_PORT": str(free_port())})
         for _ in range(5):
             assert (await server.client.get(f"{API}/{user.username}/posts", timeout=BOUND)).status_code == 200
         assert outages(server, "cache") == (1, 0)
@@ -185,7 +189,7 @@ class TestRateLimiter:
     async def test_requests_pass_and_are_counted_again_afterwards(
         self, valkey: Valkey, run_server: RunServer, how: str
     ) -> None:
-        environment = {**valkey.environment("RATE_LIMIT"), "DEFAULT_RATE_LIMIT_LIMIT": "2"}
+        environment = {**DEFAULTS, **valkey.environment("RATE_LIMIT"), "DEFAULT_RATE_LIMIT_LIMIT": "2"}
         server = await run_server(environment=environment)
 
         async def statuses(times: int) -> list[int]:
@@ -204,7 +208,9 @@ class TestRateLimiter:
         assert outages(server, "rate limit") == (1, 1)
 
     async def test_requests_are_refused_when_told_so(self, valkey: Valkey, run_server: RunServer) -> None:
-        server = await run_server(environment={**valkey.environment("RATE_LIMIT"), "RATE_LIMIT_FAIL_OPEN": "false"})
+        server = await run_server(
+            environment={**DEFAULTS, **valkey.environment("RATE_LIMIT"), "RATE_LIMIT_FAIL_OPEN": "false"}
+        )
         await kill(valkey)
         for _ in range(3):
             response = await server.client.post(TASK, params=MESSAGE, timeout=BOUND)
@@ -223,7 +229,9 @@ class TestRateLimiter:
 class TestQueue:
     @WAYS
     async def test_tasks_are_refused_until_it_is_back(self, valkey: Valkey, run_server: RunServer, how: str) -> None:
-        server = await run_server(environment={**valkey.environment("QUEUE"), "DEFAULT_RATE_LIMIT_LIMIT": "1000"})
+        server = await run_server(
+            environment={**DEFAULTS, **valkey.environment("QUEUE"), "DEFAULT_RATE_LIMIT_LIMIT": "1000"}
+        )
         job_id = (await server.client.post(TASK, params=MESSAGE)).json()["id"]
         await away(valkey, how)
         for _ in range(3):
@@ -249,7 +257,7 @@ class TestAllRedisServers:
     async def test_away_at_once(
         self, valkey: Valkey, run_server: RunServer, headers_for: HeadersFor, user: User
     ) -> None:
-        server = await run_server(environment=valkey.environment("CACHE", "QUEUE", "RATE_LIMIT"))
+        server = await run_server(environment={**DEFAULTS, **valkey.environment("CACHE", "QUEUE", "RATE_LIMIT")})
         headers = await headers_for(user)
         pause(valkey)
         body = {"title": "A title", "text": "text"}

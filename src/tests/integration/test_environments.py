@@ -1,0 +1,143 @@
+"""local, staging and production as real processes: who may read the docs, and that the service itself works."""
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+
+from app.models.user import User
+from tests.factories import ADMIN_PASSWORD, PASSWORD, make_superuser
+from tests.fixtures import RunningServer, RunProgram, RunServer
+from tests.helper import sign_in
+
+DOCS = ("/docs", "/redoc", "/openapi.json")
+Auth = dict[str, Any]
+
+
+async def check_service(server: RunningServer, user: User) -> None:
+    """Sign in, write, read."""
+    client = server.client
+    headers = await sign_in(client, user)
+    path = f"/api/v1/{user.username}/post"
+    response = await client.post(path, json={"title": "A title", "text": "text"}, headers=headers)
+    assert response.status_code == 201
+    assert (await client.get(f"{path}/{response.json()['id']}")).status_code == 200
+    assert (await client.get("/api/v1/users")).json()["total_count"] >= 1
+    assert (await client.post("/api/v1/tasks/task", params={"message": "x"})).status_code == 201
+    assert (await client.get("/health/ready")).json()["status"] == "ready"
+
+
+class Links(HTMLParser):
+    """Everything that a page makes the browser load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.all: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.all += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+
+async def check_pages(client: httpx.AsyncClient, auth: Auth) -> None:
+    """The pages load nothing from elsewhere, and what they load is there."""
+    document = (await client.get("/openapi.json", **auth)).json()
+    assert document["openapi"].startswith("3.")
+    assert "/api/v1/login" in document["paths"]
+    for page in ("/docs", "/redoc"):
+        response = await client.get(page, **auth)
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/html")
+        assert "/openapi.json" in response.text
+        scripts = [link for link in Links(response.text).all if not link.startswith("data:")]
+        assert any(link.endswith(".js") for link in scripts)
+        for link in scripts:
+            assert link.startswith("/docs/assets/")
+            asset = await client.get(link, **auth)
+            assert asset.status_code == 200
+            assert len(asset.content) > 10_000
+        assert not re.search(r"(https?:)?//[a-z0-9.-]+\.[a-z]{2,}", response.text)
+
+
+async def test_local(run_server: RunServer, user: User) -> None:
+    server = await run_server()
+    await check_pages(server.client, {})
+    await check_service(server, user)
+
+
+class TestStaging:
+    async def test_docs_are_for_superusers(self, run_server: RunServer, user: User, superuser: User) -> None:
+        server = await run_server(environment={"ENVIRONMENT": "staging"})
+        await check_service(server, user)
+        client = server.client
+        tokens = {name: await sign_in(client, who) for name, who in (("user", user), ("superuser", superuser))}
+        refused: list[tuple[Auth, int]] = [
+            ({}, 401),
+            ({"headers": {"Authorization": "Bearer forged"}}, 401),
+            ({"auth": (superuser.username, "wrong")}, 401),
+            ({"auth": ("nobody", ADMIN_PASSWORD)}, 401),
+            ({"headers": {"Authorization": "Basic !!!"}}, 401),
+            ({"headers": tokens["user"]}, 403),
+            ({"auth": (user.username, PASSWORD)}, 403),
+        ]
+        for path in DOCS:
+            for auth, status in refused:
+                response = await client.get(path, **auth)
+                assert response.status_code == status, (path, auth)
+                assert response.json().keys() == {"detail"}
+                assert ("WWW-Authenticate" in response.headers) is (status == 401)
+                assert response.headers["Cache-Control"] == "private, no-store"
+            # A browser asks for name and password when it is told to by Basic.
+            assert (await client.get(path)).headers["WWW-Authenticate"].startswith('Basic realm="docs"')
+        for auth in (
+            {"headers": tokens["superuser"]},
+            {"auth": (superuser.username, ADMIN_PASSWORD)},
+            {"auth": (superuser.email, ADMIN_PASSWORD)},
+        ):
+            await check_pages(client, auth)
+
+    async def test_superuser_who_has_been_deleted(self, run_server: RunServer, superuser: User) -> None:
+        server = await run_server(environment={"ENVIRONMENT": "staging"})
+        other = await make_superuser(username="other")
+        headers = await sign_in(server.client, superuser)
+        assert (await server.client.delete(f"/api/v1/user/{other.username}", headers=headers)).status_code == 200
+        response = await server.client.get("/docs", auth=(other.username, ADMIN_PASSWORD))
+        assert response.status_code == 401
+
+
+class TestProduction:
+    async def test_no_docs_but_the_service(self, run_server: RunServer, user: User, superuser: User) -> None:
+        server = await run_server(workers=2, environment={"ENVIRONMENT": "production"})
+        await check_service(server, user)
+        headers = await sign_in(server.client, superuser)
+        paths = [*DOCS, "/docs/", "/docs/oauth2-redirect", "/docs/assets/swagger-ui.css", "/api/v1/openapi.json"]
+        for path in paths:
+            for auth in ({}, {"headers": headers}, {"auth": (superuser.username, ADMIN_PASSWORD)}):
+                response = await server.client.get(path, **auth)
+                assert (response.status_code, response.json()) == (404, {"detail": "Not Found"}), path
+
+
+async def test_settings_that_are_refused(run_program: RunProgram) -> None:
+    """One line names the setting, and the value is not printed. `tests/unit/test_config.py` has all of them."""
+    refused = [
+        ({"ENVIRONMENT": "production", "SECRET_KEY": ""}, "SECRET_KEY"),
+        ({"ENVIRONMENT": "staging", "SECRET_KEY": "only-31-bytes-of-a-key-you-see-"}, "SECRET_KEY"),
+        ({"ENVIRONMENT": "production", "SECRET_KEY": "x" * 64}, "SECRET_KEY"),
+        ({"ENVIRONMENT": "prod"}, "ENVIRONMENT"),
+    ]
+    programs = [
+        await run_program("uvicorn", "app.main:app", "--port", "1", environment=environment)
+        for environment, _ in refused
+    ]
+    for program, (environment, name) in zip(programs, refused, strict=True):
+        assert await program.wait() != 0
+        assert name in program.output
+        assert "Traceback" not in program.output
+        assert environment.get("SECRET_KEY", "") not in program.output or not environment.get("SECRET_KEY")
+
+
+async def test_local_works_without_a_key(run_server: RunServer, user: User) -> None:
+    server = await run_server(environment={"SECRET_KEY": ""})
+    await check_service(server, user)
+    assert server.output.count("SECRET_KEY is not set: tokens are valid in this process only") == 1
