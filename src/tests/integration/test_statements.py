@@ -1,0 +1,172 @@
+"""What requests cost the database: how many statements, and which of them in a transaction."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from app.core.security import get_password_hash
+from app.models.user import User
+from tests.factories import PASSWORD, make_post, make_rate_limit, make_tier, make_user
+from tests.fixtures import RedisRoles, Statements
+
+Headers = dict[str, str]
+
+
+def only_read(statements: Statements, count: int) -> None:
+    """So many statements, none of them in a transaction."""
+    assert len(statements.read) == count, statements.all
+    assert statements.written == []
+    assert not any("BEGIN" in sql or "COMMIT" in sql for _, sql in statements.all)
+
+
+class TestReads:
+    @pytest.fixture(autouse=True)
+    async def _rows(self, user: User) -> None:
+        for _ in range(30):
+            await make_post(user)
+            await make_user()
+
+    async def test_user(self, client: httpx.AsyncClient, user: User, statements: Statements) -> None:
+        statements.clear()
+        await client.get(f"/api/v1/user/{user.username}")
+        only_read(statements, 1)
+
+    async def test_user_with_token(
+        self, client: httpx.AsyncClient, user: User, user_headers: Headers, statements: Statements
+    ) -> None:
+        statements.clear()
+        await client.get(f"/api/v1/user/{user.username}", headers=user_headers)
+        only_read(statements, 2)
+
+    async def test_me(self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements) -> None:
+        statements.clear()
+        await client.get("/api/v1/user/me", headers=user_headers)
+        only_read(statements, 1)
+
+    @pytest.mark.parametrize(("query", "count"), [("", 1), ("?page=2&items_per_page=20", 1), ("?page=99", 2)])
+    async def test_users(self, client: httpx.AsyncClient, statements: Statements, query: str, count: int) -> None:
+        statements.clear()
+        response = await client.get(f"/api/v1/users{query}")
+        assert response.json()["total_count"] == 31
+        only_read(statements, count)
+
+    async def test_posts_and_their_cached_answer(
+        self, client: httpx.AsyncClient, user: User, statements: Statements
+    ) -> None:
+        for path in (f"/api/v1/{user.username}/posts", f"/api/v1/{user.username}/post/1"):
+            statements.clear()
+            await client.get(path)
+            only_read(statements, 2)
+            statements.clear()
+            assert (await client.get(path)).status_code == 200
+            only_read(statements, 0)
+
+    async def test_login_hashes_without_a_connection(
+        self, client: httpx.AsyncClient, user: User, statements: Statements
+    ) -> None:
+        statements.clear()
+        await client.post("/api/v1/login", data={"username": user.username, "password": PASSWORD})
+        only_read(statements, 1)
+
+    async def test_lists_of_tiers_and_limits(
+        self, client: httpx.AsyncClient, user: User, superuser_headers: Headers, statements: Statements
+    ) -> None:
+        """One for the caller, one for the tier where it is named, one for the page."""
+        tier = await make_tier("free")
+        for number in range(20):
+            await make_rate_limit(tier, path=f"path{number}")
+        for path, count in (("tiers", 2), ("tier/free", 2), ("tier/free/rate_limits", 3)):
+            statements.clear()
+            assert (await client.get(f"/api/v1/{path}", headers=superuser_headers)).status_code == 200
+            only_read(statements, count)
+
+
+class TestRateLimiter:
+    async def test_anonymous(self, client: httpx.AsyncClient, statements: Statements) -> None:
+        assert (await client.post("/api/v1/tasks/task?message=x")).status_code == 201
+        only_read(statements, 0)
+
+    @pytest.mark.parametrize("with_rule", [True, False])
+    async def test_who_is_asking_and_what_their_limit_is(
+        self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements, fetch: Any, with_rule: bool
+    ) -> None:
+        tier = await make_tier()
+        await fetch('UPDATE "user" SET tier_id = $1', tier.id)
+        if with_rule:
+            await make_rate_limit(tier, path="api_v1_tasks_task", limit=3, period=60)
+        statements.clear()
+        response = await client.post("/api/v1/tasks/task?message=x", headers=user_headers)
+        assert response.status_code == 201
+        expected = '"api_v1_tasks_task";q=3;w=60' if with_rule else '"api_v1_tasks_task";q=10;w=3600'
+        assert response.headers["RateLimit-Policy"] == expected
+        only_read(statements, 1)
+
+
+LIMIT = {"path": "api/v1/users", "limit": 5, "period": 60}
+POST = {"title": "A title", "text": "Some text."}
+ANN = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
+WRITES: list[tuple[str, str, Any, str]] = [
+    ("POST", "/user", ANN, "nobody"),
+    ("PATCH", "/user/{self}", {"name": "New Name"}, "user"),
+    ("PATCH", "/user/{self}", {"name": "New Name"}, "superuser"),
+    ("DELETE", "/user/{self}", None, "user"),
+    ("DELETE", "/user/{self}", None, "superuser"),
+    ("DELETE", "/db_user/{self}", None, "superuser"),
+    ("PATCH", "/user/{self}/tier", {"tier_id": 1}, "superuser"),
+    ("POST", "/{self}/post", POST, "user"),
+    ("PATCH", "/{self}/post/1", {"title": "New"}, "user"),
+    ("DELETE", "/{self}/post/1", None, "user"),
+    ("DELETE", "/{self}/db_post/1", None, "superuser"),
+    ("POST", "/tier", {"name": "pro"}, "superuser"),
+    ("PATCH", "/tier/free", {"name": "pro"}, "superuser"),
+    ("DELETE", "/tier/free", None, "superuser"),
+    ("POST", "/tier/free/rate_limit", LIMIT, "superuser"),
+    ("PATCH", "/tier/free/rate_limit/1", {"limit": 7}, "superuser"),
+    ("DELETE", "/tier/free/rate_limit/1", None, "superuser"),
+]
+
+
+class TestWrites:
+    @pytest.mark.parametrize(("method", "path", "body", "who"), WRITES)
+    async def test_two_at_most_between_begin_and_commit(
+        self,
+        client: httpx.AsyncClient,
+        user: User,
+        user_headers: Headers,
+        superuser_headers: Headers,
+        statements: Statements,
+        method: str,
+        path: str,
+        body: Any,
+        who: str,
+    ) -> None:
+        await make_post(user)
+        await make_rate_limit(await make_tier("free"))
+        headers = {"user": user_headers, "superuser": superuser_headers, "nobody": {}}[who]
+        statements.clear()
+        path = path.replace("{self}", user.username)
+        response = await client.request(method, f"/api/v1{path}", json=body, headers=headers)
+        assert response.status_code in {200, 201}, response.text
+        first, *between, last = statements.written
+        assert (first, last) == ("BEGIN;", "COMMIT;")
+        assert 1 <= len(between) <= 2
+        assert len(statements.read) <= 2
+
+    async def test_duplicate_is_found_by_the_insert_alone(
+        self, client: httpx.AsyncClient, statements: Statements
+    ) -> None:
+        await make_user(username="ann")
+        await get_password_hash("warm")
+        statements.clear()
+        assert (await client.post("/api/v1/user", json=ANN)).status_code == 409
+        assert statements.all == [("write", "BEGIN;"), ("write", "ROLLBACK;")]
+
+    async def test_refused_before_the_database_is_asked(
+        self, client: httpx.AsyncClient, user: User, statements: Statements, redis: RedisRoles
+    ) -> None:
+        statements.clear()
+        assert (await client.post("/api/v1/user", json={})).status_code == 422
+        assert (await client.patch(f"/api/v1/user/{user.username}", json={"name": "New"})).status_code == 401
+        assert (await client.delete(f"/api/v1/{user.username}/post/0")).status_code in {401, 422}
+        assert statements.all == []
