@@ -65,7 +65,10 @@ async def postgres() -> AsyncIterator["asyncpg.Connection[Any]"]:
     await connection.close()
 
 
-_TABLES = 'post, rate_limit, tier, "user"'
+_TABLES = """
+    SELECT string_agg(format('%I', tablename), ', ') FROM pg_tables
+    WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +81,8 @@ async def empty_servers(
         return
     # A sequence that has been used says that a row was written: looking is cheaper than emptying.
     if await postgres.fetchval("SELECT bool_or(last_value IS NOT NULL) FROM pg_sequences"):
-        await postgres.execute(f"TRUNCATE {_TABLES} RESTART IDENTITY CASCADE")
+        tables = await postgres.fetchval(_TABLES)
+        await postgres.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
     for client in (redis.cache, redis.queue, redis.rate_limit):
         await client.flushdb()
 
