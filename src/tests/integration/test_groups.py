@@ -1,0 +1,123 @@
+"""A settings group that is taken out of `class Settings(...)` switches its feature off, and nothing else."""
+
+import re
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.models.user import User
+from scripts.servers import free_port
+from tests.environment import SRC
+from tests.factories import make_post, make_rate_limit, make_tier, make_user
+from tests.fixtures import RedisRoles, RunningServer, RunServer
+from tests.helper import sign_in
+
+API = "/api/v1"
+TASK = f"{API}/tasks/task"
+OPTIONAL = (
+    "RedisCacheSettings",
+    "ClientSideCacheSettings",
+    "RedisQueueSettings",
+    "RedisRateLimiterSettings",
+    "DefaultRateLimitSettings",
+    "FirstUserSettings",
+    "TestSettings",
+)
+FOR_SCRIPTS_AND_TESTS = OPTIONAL[-2:]
+
+StartWithout = Callable[..., Awaitable[RunningServer]]
+
+
+@pytest.fixture
+def start_without(run_server: RunServer, tmp_path: Path) -> StartWithout:
+    """Start a copy of the service whose settings lack these groups; the servers they would name are not there."""
+
+    async def start(*groups: str) -> RunningServer:
+        copy = tmp_path / "src"
+        for folder in ("app", "migrations"):
+            ignore = shutil.ignore_patterns("__pycache__", "*.log*")
+            shutil.copytree(SRC / folder, copy / folder, ignore=ignore)
+        shutil.copy(SRC / "alembic.ini", copy)
+        config = copy / "app" / "core" / "config.py"
+        before, start_of_class, rest = config.read_text().partition("class Settings(\n")
+        for group in groups:
+            rest, count = re.subn(rf"    {group},\n", "", rest, count=1)
+            assert count == 1, f"{group} is not among the bases of Settings"
+        config.write_text(before + start_of_class + rest)
+        roles = {"RedisCacheSettings": "CACHE", "RedisQueueSettings": "QUEUE", "RedisRateLimiterSettings": "RATE_LIMIT"}
+        nowhere = {f"REDIS_{roles[group]}_PORT": str(free_port()) for group in groups if group in roles}
+        return await run_server(environment={**nowhere, "DEFAULT_RATE_LIMIT_LIMIT": "2"}, cwd=copy)
+
+    return start
+
+
+async def check(server: RunningServer, user: User, *groups: str) -> None:
+    """Everything works as it should with these groups left out."""
+    client = server.client
+    headers = await sign_in(client, user)
+    await check_posts(client, user, headers)
+
+    posts = await client.get(f"{API}/{user.username}/posts")
+    expected = None if "ClientSideCacheSettings" in groups else "public, max-age=60"
+    assert posts.headers.get("Cache-Control") == expected
+
+    await check_tasks(client, headers, *groups)
+    dependencies = (await client.get("/health/ready")).json()["dependencies"]
+    roles = {"RedisCacheSettings": "cache", "RedisQueueSettings": "queue", "RedisRateLimiterSettings": "rate limit"}
+    left = {role: "up" for group, role in roles.items() if group not in groups}
+    assert dependencies == {"postgresql": "up", **left}
+    assert "redis server away" not in server.output
+    assert "Traceback" not in server.output
+
+
+async def check_posts(client: httpx.AsyncClient, user: User, headers: dict[str, str]) -> None:
+    post = await make_post(user, title="before")
+    path = f"{API}/{user.username}/post/{post.id}"
+    for title in ("one", "two"):
+        assert (await client.patch(path, json={"title": title}, headers=headers)).status_code == 200
+        assert [(await client.get(path)).json()["title"] for _ in range(2)] == [title] * 2
+    body = {"title": "more", "text": "text"}
+    assert (await client.post(f"{API}/{user.username}/post", json=body, headers=headers)).status_code == 201
+
+
+async def check_tasks(client: httpx.AsyncClient, headers: dict[str, str], *groups: str) -> None:
+    tasks = [await client.post(TASK, params={"message": "x"}) for _ in range(3)]
+    documented = TASK in (await client.get("/openapi.json")).json()["paths"]
+    if "RedisQueueSettings" in groups:
+        assert {task.status_code for task in tasks} == {404}
+        assert not documented
+        return
+    assert documented
+    if {"RedisRateLimiterSettings", "DefaultRateLimitSettings"} & set(groups):
+        assert [task.status_code for task in tasks] == [201] * 3
+        assert "RateLimit" not in tasks[0].headers
+    else:
+        assert [task.status_code for task in tasks] == [201, 201, 429]
+        assert "RateLimit" in tasks[0].headers
+
+
+@pytest.mark.parametrize("groups", [*([group] for group in OPTIONAL[:-2]), FOR_SCRIPTS_AND_TESTS], ids=" ".join)
+async def test_left_out(start_without: StartWithout, user: User, redis: RedisRoles, groups: Sequence[str]) -> None:
+    server = await start_without(*groups)
+    await check(server, user, *groups)
+    await server.client.get(f"{API}/{user.username}/posts")
+    assert bool(await redis.cache.keys()) is ("RedisCacheSettings" not in groups)
+    if "DefaultRateLimitSettings" in groups:
+        await check_rule_of_a_tier(server)
+
+
+async def test_all_of_them_left_out(start_without: StartWithout, user: User) -> None:
+    server = await start_without(*OPTIONAL)
+    await check(server, user, *OPTIONAL)
+
+
+async def check_rule_of_a_tier(server: RunningServer) -> None:
+    """It holds without a default, too."""
+    tier = await make_tier()
+    await make_rate_limit(tier, limit=1)
+    headers = await sign_in(server.client, await make_user(tier_id=tier.id))
+    tasks = [await server.client.post(TASK, params={"message": "x"}, headers=headers) for _ in range(2)]
+    assert [task.status_code for task in tasks] == [201, 429]
