@@ -1,7 +1,10 @@
+import asyncio
+
 from fastapi import APIRouter, Response
 from sqlalchemy import text
 
 from app.core import cache, queue
+from app.core.config import settings
 from app.core.database import Reader, ReaderDep
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.models import HealthCheck, Readiness
@@ -13,14 +16,16 @@ router = APIRouter(tags=["health"])
 @router.get("/health")
 async def read_health(response: Response) -> HealthCheck:
     """Whether the process is alive; asks no server."""
-    response.headers["Cache-Control"] = "no-store"
+    response.headers["Cache-Control"] = "private, no-store"
     return HealthCheck(status="ok")
 
 
-@router.get("/health/ready", responses={503: {"model": Readiness, "description": "PostgreSQL is away, or has no tables yet"}})
+@router.get(
+    "/health/ready", responses={503: {"model": Readiness, "description": "PostgreSQL is away, or has no tables yet"}}
+)
 async def read_readiness(response: Response, db: ReaderDep) -> Readiness:
     """Whether the service can answer: 503 without PostgreSQL, `degraded` while a Redis server is away."""
-    response.headers["Cache-Control"] = "no-store"
+    response.headers["Cache-Control"] = "private, no-store"
     servers = [server for server in (cache.store.server, queue.server, limiter.server) if server.is_open]
     dependencies = {"postgresql": await _database_is_up(db)}
     for server in servers:
@@ -34,7 +39,8 @@ async def read_readiness(response: Response, db: ReaderDep) -> Readiness:
 async def _database_is_up(db: Reader) -> bool:
     """Whether the database answers and has its tables."""
     try:
-        rows = await db.fetch_all(text("SELECT to_regclass('alembic_version') IS NOT NULL"), {})
-    except DatabaseUnavailableError:
+        async with asyncio.timeout(settings.POSTGRES_CONNECT_TIMEOUT):
+            rows = await db.fetch_all(text("SELECT to_regclass('alembic_version') IS NOT NULL"), {})
+    except (DatabaseUnavailableError, TimeoutError):
         return False
     return bool(rows[0][0])

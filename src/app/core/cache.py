@@ -26,10 +26,9 @@ from fastapi.dependencies.utils import get_dependant
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, serialize_response
 from fastapi.security.base import SecurityBase
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import RedisCacheSettings
-from app.core.database import on_commit
+from app.core.database import on_commit, session_of
 from app.core.exceptions import CacheIdentificationInferenceError, InvalidRequestError, RedisUnavailableError
 from app.core.redis import RedisServer
 
@@ -76,15 +75,14 @@ class CacheStore:
     # A read that waits longer than a query is no use; a removal that is given up may leave an old answer behind.
     REMOVAL_TIMEOUT = 2.0
     RETRY_SECONDS = 0.1
-    # Time for every worker to deliver, after an outage, the removals it still owes.
+    # Time for every worker to clear, after an outage, what it could not remove.
     DISTRUST_SECONDS = 1.0
-    MAX_OWED = 10_000
 
     def __init__(self) -> None:
         self._reads = RedisServer("cache")
         self._removals = RedisServer("cache invalidation")
-        self._owed: set[tuple[str, bool]] = set()
-        self._delivery: asyncio.Task[None] | None = None
+        self._must_clear = False
+        self._clearing: asyncio.Task[None] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -105,8 +103,8 @@ class CacheStore:
         self._removals.open(*address, self.REMOVAL_TIMEOUT)
 
     async def close(self) -> None:
-        if self._delivery is not None:
-            self._delivery.cancel()
+        if self._clearing is not None:
+            self._clearing.cancel()
         await self._reads.close()
         await self._removals.close()
 
@@ -121,7 +119,7 @@ class CacheStore:
         deadline, pause = time.monotonic() + LEASE_SECONDS, 0.005
         while True:
             self._refuse_distrusted()
-            with self._reads.guard():
+            async with self._reads.guard():
                 value = cast(bytes | None, await fetch(keys, args))
             self._refuse_distrusted()
             if value is None or not value.startswith(_LEASE):
@@ -134,45 +132,46 @@ class CacheStore:
     async def store(self, key: str, lease: bytes, answer: bytes, expiration: int) -> None:
         """Keep the answer unless its lease was removed meanwhile; an empty answer gives the lease back."""
         try:
-            with self._reads.guard():
+            async with self._reads.guard():
                 await self._reads.script(_STORE)([key], [lease, answer, expiration])
         except RedisUnavailableError:
             pass  # the lease ends by itself
 
     async def remove(self, keys: Iterable[str], patterns: Iterable[str]) -> None:
-        """Remove keys, and all that match a pattern; what cannot be removed now is repeated until it can."""
-        self._owed.update((key, False) for key in keys)
-        self._owed.update((pattern, True) for pattern in patterns)
-        delivered = self._delivery is None and await self._deliver()
-        if not delivered and self._delivery is None:
-            self._delivery = asyncio.create_task(self._deliver_until_done())
+        """Remove keys, and all that match a pattern. If that fails, everything goes as soon as the server is back."""
+        if not self.is_open:  # there is no cache among the settings
+            return
+        removed = False
+        try:
+            if self._clearing is None:
+                async with self._removals.guard(probe=True):
+                    found = {key.encode() for key in keys}
+                    for pattern in patterns:
+                        found.update([key async for key in self._matching(pattern)])
+                    if found:
+                        await self._removals.client.unlink(*found)
+                removed = True
+        except RedisUnavailableError:
+            pass
+        finally:  # also when the request is given up
+            if not removed:
+                self._must_clear = True
+                self._clearing = self._clearing or asyncio.create_task(self._clear())
 
     def _refuse_distrusted(self) -> None:
-        if self._delivery is not None or time.monotonic() < self._reads.back_since + self.DISTRUST_SECONDS:
+        if self._clearing is not None or time.monotonic() < self._reads.back_since + self.DISTRUST_SECONDS:
             raise RedisUnavailableError("The cache server has just been away")
 
-    async def _deliver_until_done(self) -> None:
-        while self._owed:
-            if not await self._deliver():
+    async def _clear(self) -> None:
+        while self._must_clear:
+            self._must_clear = False
+            try:
+                async with self._removals.guard(probe=True):
+                    await self._removals.client.delete(_INDEXES)  # nothing is served that is not listed
+            except RedisUnavailableError:
+                self._must_clear = True
                 await asyncio.sleep(self.RETRY_SECONDS)
-        self._delivery = None
-
-    async def _deliver(self) -> bool:
-        if len(self._owed) > self.MAX_OWED:
-            self._owed = {("*", True)}
-        owed, self._owed = self._owed, set()
-        try:
-            with self._removals.guard(probe=True):
-                found = {name.encode() for name, is_pattern in owed if not is_pattern}
-                for name, is_pattern in owed:
-                    if is_pattern:
-                        found.update([key async for key in self._matching(name)])
-                if found:
-                    await self._removals.client.unlink(*found)
-        except RedisUnavailableError:
-            self._owed |= owed
-            return False
-        return True
+        self._clearing = None
 
     async def _matching(self, pattern: str) -> AsyncIterator[bytes]:
         client = self._removals.client
@@ -181,7 +180,7 @@ class CacheStore:
         if ":" in literal:
             indexes = [_index(literal)]
         else:
-            indexes = [_INDEX + name.decode().removeprefix(_INDEX) for name in await client.zrange(_INDEXES, 0, -1)]
+            indexes = [name.decode() for name in await client.zrange(_INDEXES, 0, -1)]
         for index in indexes:
             async for key, _ in client.zscan_iter(index, match=pattern, count=1000):
                 yield key
@@ -283,7 +282,7 @@ def cache(
     """Cache a GET endpoint's answer for `expiration` seconds under `"{key_prefix}:{resource id}"`.
 
     On any other endpoint: remove that key, those of `to_invalidate_extra` (prefix: id) and those that match
-    `pattern_to_invalidate_extra`, after the commit of the session among the endpoint's arguments. `{name}` in any of
+    `pattern_to_invalidate_extra`, after the commit of the request's session. `{name}` in any of
     them stands for an argument. Raises CacheIdentificationInferenceError and InvalidRequestError on wrong use.
     """
 
@@ -308,7 +307,7 @@ def cache(
                 return await _serve(options.key(kwargs), expiration, request, call)
             answer = await endpoint(*args, **kwargs)
             remove = functools.partial(store.remove, options.keys(kwargs), options.patterns(kwargs))
-            session = next((value for value in kwargs.values() if isinstance(value, AsyncSession)), None)
+            session = session_of(request)
             if session is None:
                 await remove()
             else:

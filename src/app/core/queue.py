@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.core.config import RedisQueueSettings
-from app.core.exceptions import RedisUnavailableError
 from app.core.redis import RedisServer
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ pool: ArqRedis  # there once the lifespan has called `open_pool`
 
 def __getattr__(name: str) -> Any:
     if name == "pool":
-        raise RedisUnavailableError("The queue is not open: the application has not started or has no queue settings")
+        raise AttributeError("The queue is not open: the application has not started, or has no queue settings")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -141,4 +140,7 @@ class JobLeases:
         while True:
             await asyncio.sleep(self.SECONDS / 3)
             for job_id in list(self._job_ids):
-                await self._redis.expire(in_progress_key_prefix + job_id, self.SECONDS)
+                try:
+                    await self._redis.expire(in_progress_key_prefix + job_id, self.SECONDS)
+                except RedisError:
+                    logger.exception("the mark of a running job was not renewed", extra={"job_id": job_id})

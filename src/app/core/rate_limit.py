@@ -80,7 +80,7 @@ class RateLimiter:
         None, and thus a pass, when the server is away; with RATE_LIMIT_FAIL_OPEN off, RedisUnavailableError.
         """
         try:
-            with self.server.guard():
+            async with self.server.guard():
                 answer = await self.server.script(_SCRIPT)([f"rate_limit:{key}"], [limit, period])
         except RedisUnavailableError:
             if self._fail_open:
@@ -110,25 +110,31 @@ def client_address(connection: HTTPConnection, settings: AppSettings) -> str:
 
     `X-Forwarded-For` is read from its end, where proxies add, as long as the address before is a trusted proxy's.
     """
-    address = connection.client.host if connection.client else _BELIEVED_BY_SERVER
+    address, port = connection.client or (_BELIEVED_BY_SERVER, 0)
     if not settings.proxies_handled_by_server:
-        written = [part.strip() for part in ",".join(connection.headers.getlist("x-forwarded-for")).split(",")]
-        forwarded = [_host(part) for part in written]
-        if address in {*written, *forwarded}:
+        proxies = settings.FORWARDED_ALLOW_IPS
+        hops = [_split(part) for part in ",".join(connection.headers.getlist("x-forwarded-for")).split(",")]
+        # The server puts 0 for an address that comes without a port; a peer's own port never is.
+        if (port == 0 or (address, port) in hops) and not _is_trusted(_BELIEVED_BY_SERVER, proxies):
             address = _BELIEVED_BY_SERVER
-        while forwarded and _is_trusted(address, settings.FORWARDED_ALLOW_IPS):
-            address = forwarded.pop() or address
+        while hops and _is_trusted(address, proxies):
+            address = hops.pop()[0] or address
     parsed = _parse(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((parsed, 64), strict=False))
     return str(parsed or "unknown")
 
 
-def _host(address: str) -> str:
-    """Leave out the port that some proxies add: `192.0.2.1:1234` or `[2001:db8::1]:1234`."""
-    if address.startswith("["):
-        return address[1:].partition("]")[0]
-    return address.partition(":")[0] if address.count(":") == 1 else address
+def _split(hop: str) -> tuple[str, int]:
+    """Divide address and port, which some proxies add: `192.0.2.1:1234`, `[2001:db8::1]:1234`; without one, 0."""
+    hop = hop.strip()
+    host, _, port = hop.rpartition(":")
+    if host.startswith("[") == host.endswith("]") and (host.startswith("[") or ":" not in host):
+        try:
+            return host.strip("[]"), int(port)
+        except ValueError:
+            pass
+    return hop.strip("[]"), 0
 
 
 def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

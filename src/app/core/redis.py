@@ -1,10 +1,11 @@
 """A Redis server in one of its roles: every wait is bounded, and an outage is one line in the log."""
 
+import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -17,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class RedisServer:
-    """`client` inside `with server.guard():` either answers in time or raises `RedisUnavailableError`.
+    """`client` inside `async with server.guard():` either answers in time or raises `RedisUnavailableError`.
 
     After a failure the server is left alone for `PAUSE` seconds, so that an outage costs one slow request a second.
     """
 
-    MAX_CONNECTIONS = 64
+    AT_ONCE = 64
     PAUSE = 1.0
 
     client: Redis
@@ -32,50 +33,62 @@ class RedisServer:
         self.is_open = False
         self.back_since = -math.inf
         """When the server last came back after an outage, on the monotonic clock."""
-        self._failed_at: float | None = None
+        self._is_away = False
+        self._next_try = -math.inf
         self._scripts: dict[str, AsyncScript] = {}
 
     def open(self, host: str, port: int, db: int, password: SecretStr | None, timeout: float) -> None:
         """Prepare the client; connections are made when they are needed. `timeout` is in seconds."""
+        # Unlike the other pool this one makes connections side by side, which matters while none can be made.
         pool = BlockingConnectionPool(
+            max_connections=self.AT_ONCE,
+            timeout=None,
             host=host,
             port=port,
             db=db,
             password=password.get_secret_value() if password else None,
-            max_connections=self.MAX_CONNECTIONS,
-            timeout=timeout,  # type: ignore[arg-type]  # fractions are fine, the annotation is too narrow
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
         )
         self.client = Redis(connection_pool=pool)
         self._scripts.clear()
+        self._turns = asyncio.Semaphore(self.AT_ONCE)
         self.is_open = True
 
     async def close(self) -> None:
         self.is_open = False
         await self.client.aclose(close_connection_pool=True)
 
-    @property
-    def is_paused(self) -> bool:
-        return self._failed_at is not None and time.monotonic() < self._failed_at + self.PAUSE
+    @asynccontextmanager
+    async def guard(self, *, probe: bool = False) -> AsyncIterator[None]:
+        """Bound and report what is done inside; `probe` tries even while the server is left alone.
 
-    @contextmanager
-    def guard(self, *, probe: bool = False) -> Iterator[None]:
-        """Bound and report what is done inside; `probe` tries even while the server is left alone."""
-        if self.is_paused and not probe:
-            raise RedisUnavailableError(f"The {self.role} server is away: try again")
-        try:
-            yield
-        except (RedisError, OSError, TimeoutError) as error:
-            if self._failed_at is None:
-                reason = f"{type(error).__name__}: {error}"
-                logger.warning("redis server away", extra={"role": self.role, "error": reason})
-            self._failed_at = time.monotonic()
-            raise RedisUnavailableError(f"The {self.role} server is away: try again") from error
-        if self._failed_at is not None:
-            logger.warning("redis server back", extra={"role": self.role})
-            self._failed_at = None
-            self.back_since = time.monotonic()
+        Waiting for a turn is no sign of an outage: it means that we ask a lot, not that nobody answers.
+        """
+        if not probe and self._is_left_alone():
+            raise self._away()
+        async with self._turns:
+            if not probe and self._is_left_alone():
+                raise self._away()
+            self._next_try = time.monotonic() + self.PAUSE
+            try:
+                yield
+            except (RedisError, OSError, TimeoutError) as error:
+                if not self._is_away:
+                    reason = f"{type(error).__name__}: {error}"
+                    logger.warning("redis server away", extra={"role": self.role, "error": reason})
+                self._is_away = True
+                raise self._away() from error
+            if self._is_away:
+                logger.warning("redis server back", extra={"role": self.role})
+                self._is_away = False
+                self.back_since = time.monotonic()
+
+    def _is_left_alone(self) -> bool:
+        return self._is_away and time.monotonic() < self._next_try
+
+    def _away(self) -> RedisUnavailableError:
+        return RedisUnavailableError(f"The {self.role} server is away: try again")
 
     def script(self, source: str) -> AsyncScript:
         """The Lua script as a callable of (keys, args), sent to the server once."""
@@ -83,7 +96,7 @@ class RedisServer:
 
     async def is_up(self) -> bool:
         try:
-            with self.guard(probe=True):
+            async with self.guard(probe=True):
                 await self.client.ping()
         except RedisUnavailableError:
             return False

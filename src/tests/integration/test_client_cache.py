@@ -86,11 +86,11 @@ class TestNotKept:
 
     async def test_health(self, client: httpx.AsyncClient) -> None:
         for path in ("/health", "/health/ready"):
-            check(await client.get(path), 200, "no-store")
+            check(await client.get(path), 200, PRIVATE)
 
     async def test_state_of_a_task(self, client: httpx.AsyncClient) -> None:
         task = (await client.post(f"{API}/tasks/task", params={"message": "x"})).json()["id"]
-        check(await client.get(f"{API}/tasks/task/{task}"), 200, "no-store")
+        check(await client.get(f"{API}/tasks/task/{task}"), 200, PRIVATE)
 
 
 async def test_endpoint_has_the_last_word(client: httpx.AsyncClient) -> None:

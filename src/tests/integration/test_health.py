@@ -7,7 +7,7 @@ class TestReadHealth:
     async def test_anonymous(self, client: httpx.AsyncClient) -> None:
         response = await client.get("/health")
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
-        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["Cache-Control"] == "private, no-store"
 
     async def test_asks_no_database(self, client: httpx.AsyncClient, statements: Statements) -> None:
         await client.get("/health")
@@ -22,7 +22,7 @@ class TestReadReadiness:
             "status": "ready",
             "dependencies": {"postgresql": "up", "cache": "up", "queue": "up", "rate limit": "up"},
         }
-        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["Cache-Control"] == "private, no-store"
 
     async def test_before_the_migrations(self, run_server: RunServer, empty_database: str) -> None:
         """Outside the local environment nothing migrates at start-up."""
