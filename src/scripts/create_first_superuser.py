@@ -1,6 +1,7 @@
 """Create the superuser that ADMIN_NAME, ADMIN_EMAIL, ADMIN_USERNAME and ADMIN_PASSWORD describe."""
 
 import sys
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,6 +12,8 @@ from app.core.security import get_password_hash
 from app.crud.crud_users import crud_users
 from app.schemas.user import UserCreate, UserCreateInternal
 from scripts.runner import ScriptError, run
+
+SUPERUSER = {"is_superuser": True, "is_deleted": False}
 
 
 async def create_first_superuser() -> str:
@@ -24,9 +27,8 @@ async def create_first_superuser() -> str:
     except ValidationError as error:
         reasons = "; ".join(f"ADMIN_{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors())
         raise ScriptError(f"the superuser's settings are refused: {reasons}") from None
-    async with transaction() as db:
-        there = await crud_users.get(db, ["is_superuser", "is_deleted"], username=admin.username)
-    if there and there["is_superuser"] and not there["is_deleted"]:
+    there = await _find(admin.username)
+    if there == SUPERUSER:
         return f"Superuser {admin.username} is already there."
     if there:
         raise ScriptError(
@@ -41,8 +43,15 @@ async def create_first_superuser() -> str:
         async with transaction() as db:
             await crud_users.create(db, UserCreateInternal(**internal))
     except DuplicateValueError as error:
+        if await _find(admin.username) == SUPERUSER:  # the script ran twice at once
+            return f"Superuser {admin.username} is already there."
         raise ScriptError(f"the superuser cannot be created: {error}") from None
     return f"Superuser {admin.username} created."
+
+
+async def _find(username: str) -> dict[str, Any] | None:
+    async with transaction() as db:
+        return await crud_users.get(db, [*SUPERUSER], username=username)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """How the scripts of this folder run: one line says what happened, the exit status whether it did."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 
 from app.core.database import engine
-from app.core.exceptions import AppError
+from app.core.exceptions import AppError, DatabaseUnavailableError
 from app.core.migrations import create_missing_tables
 
 
@@ -23,8 +24,12 @@ def run(script: Callable[[], Awaitable[str]]) -> int:
         finally:
             await engine.dispose()
 
+    logging.getLogger("app").addHandler(logging.NullHandler())  # what went wrong is said below, once
     try:
         print(asyncio.run(run_and_close()))
+    except DatabaseUnavailableError as error:
+        print(f"Error: the database cannot be used: {error.__cause__}; see POSTGRES_*", file=sys.stderr)
+        return 1
     except (ScriptError, AppError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,7 @@
 """What endpoints ask for by type (session, reader, who is calling), and the guards of routes."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials, OAuth2PasswordBearer
@@ -16,6 +16,7 @@ from app.crud.crud_users import crud_users
 from app.schemas.user import Caller, Username
 
 __all__ = [
+    "TOKEN_OPTIONAL",
     "CurrentSuperuser",
     "CurrentUser",
     "EditableUserId",
@@ -50,6 +51,9 @@ async def get_optional_user(
         raise UnauthorizedError("The user of this token has been deleted", challenge='Bearer error="invalid_token"')
     return user
 
+
+# OpenAPI for routes that take a token but need none: `openapi_extra=TOKEN_OPTIONAL`.
+TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}]}
 
 OptionalUser = Annotated[Caller | None, Depends(get_optional_user)]
 
@@ -87,10 +91,14 @@ async def get_editable_user_id(username: Username, current_user: CurrentUser, db
 EditableUserId = Annotated[int, Depends(get_editable_user_id)]
 
 
-async def get_own_user_id(user_id: EditableUserId, current_user: CurrentUser) -> int:
-    """The id of the user named in the path, for that user only."""
+async def get_own_user_id(
+    username: Username, user_id: EditableUserId, current_user: CurrentUser, db: SessionDep
+) -> int:
+    """The id of the user named in the path, for that user only, who keeps the name until the request has committed."""
     if user_id != current_user["id"]:
         raise ForbiddenError
+    if await crud_users.hold_name(db, username, id=user_id, is_deleted=False) is None:
+        raise NotFoundError("User not found")
     return user_id
 
 

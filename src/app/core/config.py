@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SRC = Path(__file__).resolve().parents[2]
@@ -32,6 +32,10 @@ class SettingsGroup(BaseSettings):
         case_sensitive=True,
         hide_input_in_errors=True,
     )
+
+
+def _absent_if_blank(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 class EnvironmentOption(StrEnum):
@@ -77,7 +81,7 @@ class PostgresSettings(SettingsGroup):
 
 
 class CryptSettings(SettingsGroup):
-    SECRET_KEY: SecretStr | None = None
+    SECRET_KEY: Annotated[SecretStr | None, BeforeValidator(_absent_if_blank)] = None
     ALGORITHM: Literal["HS256", "HS384", "HS512"] = "HS256"
     ACCESS_TOKEN_EXPIRE_MINUTES: int = Field(30, gt=0)
     BCRYPT_COST: int = Field(12, ge=4, le=31)
@@ -181,6 +185,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         lines = [": ".join([*map(str, item["loc"]), item["msg"]]) for item in error.errors(include_input=False)]
         raise SystemExit("Settings refused, the service does not start:\n  " + "\n  ".join(lines)) from None
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"Settings refused, the service does not start: .env is not UTF-8 ({error.reason})") from None
 
 
 settings = load_settings()

@@ -28,15 +28,16 @@ from app.core.exceptions import (
 
 logger = logging.getLogger(__name__)
 
+_SESSION = "app.session"
+_is_away = False  # one line in the log for an outage
 AfterCommit = Callable[[], Awaitable[None]]
 
-# SQLSTATEs that say "not now": https://www.postgresql.org/docs/current/errcodes-appendix.html
+# SQLSTATEs that say "not now", besides classes 08 (connection) and 53 (resources): https://www.postgresql.org/docs/current/errcodes-appendix.html
 _NOT_NOW = {
     "25006",  # the server became a read-only standby
     "40001",  # serialization failure
     "40P01",  # deadlock
     "42P01",  # a table is missing: the migrations have not run yet
-    "53300",  # too many connections
     "55P03",  # lock timeout
     "57014",  # statement timeout
     "57P01",  # administrator shutdown
@@ -73,11 +74,18 @@ def database_url(server: str = settings.POSTGRES_SERVER) -> URL:
 
 async def connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
     """Open a connection, or say that the database is away: what the driver raises here has no common base."""
+    global _is_away  # noqa: PLW0603
     try:
-        return await asyncpg.connect(*args, **kwargs)
+        connection: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        logger.warning("database connection failed", extra={"error": f"{type(error).__name__}: {error}"})
+        if not _is_away:
+            logger.warning("database away", extra={"error": f"{type(error).__name__}: {error}"})
+        _is_away = True
         raise DatabaseUnavailableError from error
+    if _is_away:
+        logger.warning("database back")
+        _is_away = False
+    return connection
 
 
 def _create_engine(server: str, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
@@ -91,6 +99,7 @@ def _create_engine(server: str, server_settings: Mapping[str, str], **options: A
         pool_size=settings.POSTGRES_POOL_SIZE,
         max_overflow=0,
         pool_timeout=settings.POSTGRES_POOL_TIMEOUT,
+        hide_parameters=True,  # a password's hash may be among them, and errors are logged
         connect_args={
             "async_creator_fn": connect,
             "timeout": settings.POSTGRES_CONNECT_TIMEOUT,
@@ -126,7 +135,7 @@ def _translate_error(context: ExceptionContext) -> None:
     cause = original.__cause__ or original
     state: str = getattr(cause, "sqlstate", None) or ""
     translated: AppError
-    if context.is_disconnect or state in _NOT_NOW or state.startswith("08"):
+    if context.is_disconnect or state in _NOT_NOW or state.startswith(("08", "53")):
         translated = DatabaseUnavailableError()
     elif state == "23505":
         translated = DuplicateValueError(_taken(getattr(cause, "constraint_name", None)))
@@ -216,8 +225,16 @@ async def async_get_db(connection: HTTPConnection) -> AsyncSession:
 
     FastAPI ends a plain `yield` dependency after the response; what is entered on this stack ends before.
     """
-    stack = cast(AsyncExitStack, connection.scope["fastapi_function_astack"])
-    return await stack.enter_async_context(transaction())
+    db = session_of(connection)
+    if db is None:
+        stack = cast(AsyncExitStack, connection.scope["fastapi_function_astack"])
+        db = connection.scope[_SESSION] = await stack.enter_async_context(transaction())
+    return db
+
+
+def session_of(connection: HTTPConnection) -> AsyncSession | None:
+    """The request's session, if anything in it has asked for one."""
+    return cast(AsyncSession | None, connection.scope.get(_SESSION))
 
 
 async def get_reader() -> Reader:

@@ -1,8 +1,10 @@
 """Logging to the console and, where it can be written, to `app/logs/app.log`; values stand apart from the event."""
 
+import fcntl
 import json
 import logging
 import logging.config
+import os
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -30,9 +32,11 @@ def _log_file() -> str | None:
     """
     try:
         LOG_FILE.parent.mkdir(exist_ok=True)
-        if LOG_FILE.exists() and LOG_FILE.stat().st_size > MAX_BYTES:
-            LOG_FILE.replace(LOG_FILE.with_suffix(".log.1"))
-        LOG_FILE.open("a").close()
+        with LOG_FILE.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of several processes that start together, one sets it aside
+            is_current = os.fstat(file.fileno()).st_ino == LOG_FILE.stat().st_ino
+            if is_current and LOG_FILE.stat().st_size > MAX_BYTES:
+                LOG_FILE.replace(LOG_FILE.with_suffix(".log.1"))
     except OSError:
         return None
     return str(LOG_FILE)

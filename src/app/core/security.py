@@ -18,6 +18,7 @@ from app.core.models import now
 
 MAX_PASSWORD_LENGTH = 128
 MAX_TOKEN_LENGTH = 2048
+CLOCK_SKEW_SECONDS = 10
 TOKEN_TYPE = "access"  # noqa: S105  (a claim, not a secret)
 
 T = TypeVar("T")
@@ -98,7 +99,11 @@ def read_access_token(token: str) -> UUID:
         )
         header = jwt.get_unverified_header(token)
         subject = UUID(claims["sub"])
-        valid = header.keys() <= {"alg", "typ"} and claims["type"] == TOKEN_TYPE and claims["iat"] <= now().timestamp()
+        valid = (
+            header.keys() <= {"alg", "typ"}
+            and claims["type"] == TOKEN_TYPE
+            and claims["iat"] <= now().timestamp() + CLOCK_SKEW_SECONDS
+        )
     except Exception as error:  # python-jose lets RecursionError, TypeError and others of a forged token through
         raise refused from error
     if not valid:

@@ -48,7 +48,6 @@ def create_application(
 
     The docs are open in the local environment, behind `docs_guard` in staging and absent in production.
     """
-    setup_logging()
     middleware = [Middleware(RequestMiddleware, max_body_bytes=settings.MAX_BODY_BYTES)]
     if isinstance(settings, ClientSideCacheSettings):
         # Around the other, whose answers to what went wrong must not be kept either.
@@ -105,6 +104,7 @@ def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:
+        setup_logging()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(engine.dispose)
             stack.push_async_callback(read_engine.dispose)

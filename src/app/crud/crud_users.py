@@ -15,9 +15,9 @@ from app.schemas.user import Caller, UserCreateInternal, UserDelete, UserUpdate,
 _CALLER_KEYS = (*Caller.__annotations__,)
 _SELECT_CALLER = (
     select(
-        *(getattr(User, key) for key in _CALLER_KEYS[:-2]),
-        RateLimit.limit,
-        RateLimit.period,
+        *(getattr(User, key) for key in _CALLER_KEYS if not key.startswith("rate_")),
+        RateLimit.limit.label("rate_limit"),
+        RateLimit.period.label("rate_period"),
     )
     .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
     .where(User.uuid == bindparam("uuid"), ~User.is_deleted)
@@ -45,16 +45,35 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
         matches = await verify_password(password, user["hashed_password"] if user else None)
         return user if matches else None
 
-    async def lock_for_deletion(self, db: AsyncSession, user_id: int) -> None:
-        """Hold the user's row, and those of all superusers, until the commit; raise LastSuperuserError.
+    async def hold_name(self, db: AsyncSession, username: str, **filters: Any) -> int | None:
+        """Return the id of the user who has this name, or None, and let nobody change the name until the commit.
 
-        Two superusers who delete each other at the same time wait here for one another.
+        What is written under a name is removed from the cache under it: neither may change in between.
+        """
+        clauses, parameters = self._where({"username": username, **filters})
+        statement = select(User.id).where(*clauses).with_for_update(read=True, key_share=True)
+        return (await db.execute(statement, parameters)).scalar_one_or_none()
+
+    async def lock_for_deletion(self, db: AsyncSession, username: str) -> dict[str, Any] | None:
+        """Return id and is_deleted of the user who has this name, or None, holding the row until the commit.
+
+        The rows of all superusers are held too, so that two who delete each other wait here for one another. Raises
+        LastSuperuserError.
         """
         superuser = and_(User.is_superuser, ~User.is_deleted)
-        statement = select(User.id, superuser).where(or_(User.id == user_id, superuser)).order_by(User.id)
-        rows = (await db.execute(statement.with_for_update())).all()
-        if [row.id for row in rows if row[1]] == [user_id]:
+        statement = (
+            select(User.id, User.username, User.is_deleted, superuser.label("is_superuser"))
+            .where(or_(User.username == username, superuser))
+            .order_by(User.id)
+            .with_for_update()
+        )
+        rows = (await db.execute(statement)).all()
+        user = next((row for row in rows if row.username == username), None)
+        if user is None:
+            return None
+        if [row.id for row in rows if row.is_superuser] == [user.id]:
             raise LastSuperuserError
+        return {"id": user.id, "is_deleted": user.is_deleted}
 
 
 crud_users = CRUDUser(User)

@@ -91,11 +91,11 @@ async def erase_post(request: Request, username: Username, id: PostId, db: Sessi
 @router.delete("/{username}/db_post/{id}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError))
 @cache("{username}_post_cache", resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def erase_db_post(
-    request: Request, username: Username, id: PostId, db: SessionDep, reader: ReaderDep, _: CurrentSuperuser
+    request: Request, username: Username, id: PostId, db: SessionDep, _: CurrentSuperuser
 ) -> Message:
     """Really delete a post, deleted before or not."""
-    user = await crud_users.get(reader, ["id"], username=username)
-    if user is None or not await crud_posts.db_delete(db, id=id, created_by_user_id=user["id"]):
+    user_id = await crud_users.hold_name(db, username)
+    if user_id is None or not await crud_posts.db_delete(db, id=id, created_by_user_id=user_id):
         raise NotFoundError("Post not found")
     return Message(message="Post deleted from the database")
 

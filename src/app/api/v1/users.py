@@ -2,7 +2,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from app.api.dependencies import CurrentSuperuser, CurrentUser, EditableUserId, OptionalUser, ReaderDep, SessionDep
+from app.api.dependencies import (
+    TOKEN_OPTIONAL,
+    CurrentSuperuser,
+    CurrentUser,
+    EditableUserId,
+    OptionalUser,
+    ReaderDep,
+    SessionDep,
+)
 from app.api.exceptions import responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
 from app.core.cache import cache
@@ -60,7 +68,10 @@ async def read_users_me(current_user: CurrentUser) -> Caller:
 
 
 @router.get(
-    "/user/{username}", response_model=UserReadOwn | UserRead, responses=responses(UnauthorizedError, NotFoundError)
+    "/user/{username}",
+    response_model=UserReadOwn | UserRead,
+    responses=responses(UnauthorizedError, NotFoundError),
+    openapi_extra=TOKEN_OPTIONAL,
 )
 async def read_user(username: Username, db: ReaderDep, current_user: OptionalUser) -> dict[str, Any]:
     """Read a user; the e-mail address is shown to the user and to superusers only."""
@@ -82,7 +93,7 @@ async def patch_user(
     request: Request, username: Username, values: UserUpdate, db: SessionDep, user_id: EditableUserId
 ) -> dict[str, Any]:
     """Change what the body names; users may change themselves, superusers everybody."""
-    user = await crud_users.update_one(db, values, UserReadOwn, id=user_id, is_deleted=False)
+    user = await crud_users.update_one(db, values, UserReadOwn, id=user_id, username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")
     return user
@@ -94,9 +105,10 @@ async def patch_user(
 @cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
 async def erase_user(request: Request, username: Username, db: SessionDep, user_id: EditableUserId) -> Message:
     """Delete a user; the name and the e-mail address stay taken. Tokens end at once, posts are no longer shown."""
-    await crud_users.lock_for_deletion(db, user_id)
-    if not await crud_users.delete(db, id=user_id):
+    user = await crud_users.lock_for_deletion(db, username)
+    if user != {"id": user_id, "is_deleted": False}:
         raise NotFoundError("User not found")
+    await crud_users.delete(db, id=user_id)
     return Message(message="User deleted")
 
 
@@ -104,16 +116,12 @@ async def erase_user(request: Request, username: Username, db: SessionDep, user_
     "/db_user/{username}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, LastSuperuserError)
 )
 @cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
-async def erase_db_user(
-    request: Request, username: Username, db: SessionDep, reader: ReaderDep, _: CurrentSuperuser
-) -> Message:
+async def erase_db_user(request: Request, username: Username, db: SessionDep, _: CurrentSuperuser) -> Message:
     """Really delete a user, deleted before or not, with all posts; the name and the e-mail address become free."""
-    user = await crud_users.get(reader, ["id"], username=username)
+    user = await crud_users.lock_for_deletion(db, username)
     if user is None:
         raise NotFoundError("User not found")
-    await crud_users.lock_for_deletion(db, user["id"])
-    if not await crud_users.db_delete(db, id=user["id"]):
-        raise NotFoundError("User not found")
+    await crud_users.db_delete(db, id=user["id"])
     return Message(message="User deleted from the database")
 
 
