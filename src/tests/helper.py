@@ -1,6 +1,9 @@
 """What tests say often."""
 
+import asyncio
 import re
+import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,6 +36,15 @@ def assert_unauthorized(response: httpx.Response) -> None:
 
 def assert_error(response: httpx.Response, status_code: int, detail: str) -> None:
     assert (response.status_code, response.json()) == (status_code, {"detail": detail})
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    """Ask until the condition holds; TimeoutError when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        await asyncio.sleep(0.002)
 
 
 def public(user: User) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,12 +15,14 @@ import httpx
 import pytest
 from jose import jwt
 
+from app.core import security
 from app.core.config import settings
+from app.core.database import engine, read_engine
 from app.core.security import create_access_token
 from app.models.user import User
 from tests.factories import ADMIN_PASSWORD, PASSWORD, make_user
 from tests.fixtures import Fetch, HeadersFor
-from tests.helper import assert_unauthorized, own
+from tests.helper import assert_unauthorized, own, wait_until
 
 REFUSED = {"detail": "Wrong username, e-mail or password"}
 
@@ -106,6 +110,53 @@ class TestLogin:
         ]
         answers = await asyncio.gather(*(client.post("/api/v1/login", data=form) for form in forms * 10))
         assert [answer.status_code for answer in answers] == [200, 200, 401, 401] * 10
+
+
+class TestBusyProcessors:
+    """More passwords to hash than processors: a bounded queue, and nothing else waits."""
+
+    @pytest.fixture
+    def gate(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+        """One thread that is busy until the gate is opened, and a queue for two."""
+        gate = threading.Event()
+        threads = security._HashingThreads(1, 2)
+        monkeypatch.setattr(security, "_hashing", threads)
+        threads._places.acquire()
+        threads._executor.submit(gate.wait).add_done_callback(lambda _: threads._places.release())
+        yield gate
+        gate.set()
+
+    async def test_queue_is_bounded(self, client: httpx.AsyncClient, user: User, gate: threading.Event) -> None:
+        form = {"username": user.username, "password": PASSWORD}
+        waiting = [asyncio.create_task(client.post("/api/v1/login", data=form)) for _ in range(2)]
+        await self._until_full()
+        refused = await client.post("/api/v1/login", data=form)
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"] == "5"
+        assert list(refused.json()) == ["detail"]
+        assert (await client.get("/api/v1/users")).status_code == 200
+        gate.set()
+        assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
+
+    async def test_no_connection_is_held_meanwhile(
+        self, client: httpx.AsyncClient, user: User, gate: threading.Event
+    ) -> None:
+        body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
+        waiting = [
+            asyncio.create_task(client.post("/api/v1/user", json=body)),
+            asyncio.create_task(client.post("/api/v1/login", data={"username": user.username, "password": PASSWORD})),
+        ]
+        await self._until_full()
+        for pool in (engine.pool, read_engine.pool):
+            assert "Current Checked out connections: 0" in pool.status()
+        gate.set()
+        assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [201, 200]
+
+    async def _until_full(self) -> None:
+        async def is_full() -> bool:
+            return security._hashing._places._value == 0
+
+        await wait_until(is_full)
 
 
 def claims_of(user: User, **changes: Any) -> dict[str, Any]:

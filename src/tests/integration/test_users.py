@@ -1,20 +1,30 @@
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
+from app.core.database import transaction
 from app.core.security import verify_password
+from app.crud.crud_posts import crud_posts
+from app.crud.crud_users import crud_users
 from app.models.user import User
-from app.schemas.user import RESERVED_USERNAMES
+from app.schemas.post import PostCreateInternal
+from app.schemas.user import RESERVED_USERNAMES, UserCreateInternal
 from tests.factories import make_post, make_rate_limit, make_superuser, make_tier, make_user
 from tests.fixtures import Fetch, HeadersFor
-from tests.helper import UUID, assert_error, assert_unauthorized, is_recent, own, public
+from tests.helper import UUID, assert_error, assert_unauthorized, is_recent, own, public, wait_until
 
 NOBODY = "User not found"
 NOT_ALLOWED = "You are not allowed to do this"
 SUPERUSERS_ONLY = "Only superusers are allowed to do this"
 LAST_SUPERUSER = "The last superuser cannot be deleted: make another one first"
 
+WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+USER_ANN = "SELECT * FROM \"user\" WHERE username = 'ann'"
+POSTS_OF = "SELECT * FROM post WHERE created_by_user_id = :id"
 SIGN_UP = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
 
 
@@ -666,3 +676,73 @@ class TestPatchUserTier:
     ) -> None:
         response = await client.patch(f"/api/v1/user/{user.username}/tier", json=body, headers=superuser_headers)
         assert response.status_code == 422
+
+
+class TestRenameMeanwhile:
+    """While a request waits, the user gets another name and somebody else the old one: only the first may be meant."""
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("PATCH", "/user/ann", {"name": "New Name"}),
+            ("DELETE", "/user/ann", None),
+            ("DELETE", "/db_user/ann", None),
+            ("PATCH", "/user/ann/tier", {"tier_id": None}),
+            ("DELETE", "/ann/db_post/1", None),
+        ],
+    )
+    async def test_of_a_superusers_request(
+        self,
+        client: httpx.AsyncClient,
+        superuser_headers: dict[str, str],
+        fetch: Fetch,
+        method: str,
+        path: str,
+        body: Any,
+    ) -> None:
+        ann = await make_user(username="ann", email="ann@example.com")
+        await make_post(ann)
+        request = client.request(method, f"/api/v1{path}", json=body, headers=superuser_headers)
+        response, before, posts = await self._rename_while(request, fetch)
+        assert response.status_code in {200, 404}, response.text
+        assert await fetch(USER_ANN) == before
+        assert await fetch(POSTS_OF.replace(":id", "$1"), before[0]["id"]) == posts
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("PATCH", "/user/ann", {"name": "New Name"}),
+            ("DELETE", "/user/ann", None),
+            ("POST", "/ann/post", {"title": "Mine", "text": "Not yours."}),
+        ],
+    )
+    async def test_of_ones_own_request(
+        self, client: httpx.AsyncClient, headers_for: HeadersFor, fetch: Fetch, method: str, path: str, body: Any
+    ) -> None:
+        headers = await headers_for(await make_user(username="ann", email="ann@example.com"))
+        request = client.request(method, f"/api/v1{path}", json=body, headers=headers)
+        response, before, posts = await self._rename_while(request, fetch)
+        assert response.status_code in {200, 201, 404}, response.text
+        assert await fetch(USER_ANN) == before
+        assert await fetch(POSTS_OF.replace(":id", "$1"), before[0]["id"]) == posts
+
+    async def _rename_while(
+        self, request: Coroutine[Any, Any, httpx.Response], fetch: Fetch
+    ) -> tuple[httpx.Response, list[dict[str, Any]], list[dict[str, Any]]]:
+        """The answer to the request, and the row and the posts of the new owner of the name before it was answered."""
+        async with transaction() as db:
+            await crud_users.update(db, {"username": "annother"}, username="ann")
+            next_ann = UserCreateInternal(
+                name="Next Ann", username="ann", email="next@example.com", hashed_password="x"
+            )
+            row = await crud_users.create(db, next_ann)
+            await crud_posts.create(db, PostCreateInternal(title="Next", text="Next.", created_by_user_id=row.id))
+            before = [dict(found) for found in (await db.execute(text(USER_ANN))).mappings()]
+            posts = [dict(found) for found in (await db.execute(text(POSTS_OF), {"id": row.id})).mappings()]
+            task = asyncio.create_task(request)
+
+            async def is_waiting() -> bool:
+                return task.done() or bool(await fetch(WAITING))
+
+            await wait_until(is_waiting)
+        return await task, before, posts

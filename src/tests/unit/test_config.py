@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +245,39 @@ class TestSecrets:
 
 def test_default_admin_password_is_the_documented_one() -> None:
     assert DEFAULT_ADMIN_PASSWORD == "!Ch4ng3Th1sP4ssW0rd!"
+
+
+class TestFiles:
+    """Where `.env` is looked for, in a copy of the module, since the real folders may have one."""
+
+    PROGRAM = "from app.core.config import settings; print(settings.APP_NAME, settings.TIER_NAME, settings.TEST_NAME)"
+
+    @pytest.fixture
+    def src(self, tmp_path: Path) -> Path:
+        core = tmp_path / "clone" / "src" / "app" / "core"
+        core.mkdir(parents=True)
+        (core / "config.py").write_text(Path(config.__file__).read_text())
+        return core.parents[1]
+
+    def read(self, src: Path, **environment: str) -> list[str]:
+        """What a process finds that is started in another folder."""
+        env = {"PYTHONPATH": str(src), "PATH": os.environ["PATH"], **environment}
+        command = [sys.executable, "-c", self.PROGRAM]
+        done = subprocess.run(command, cwd=src.parents[1], env=env, capture_output=True, text=True, check=True)  # noqa: S603
+        return done.stdout.split()
+
+    def test_beside_the_code_before_the_top(self, src: Path) -> None:
+        (src / ".env").write_text("APP_NAME=src\n")
+        (src.parent / ".env").write_text("APP_NAME=top\nTIER_NAME=top\n")
+        (src.parents[1] / ".env").write_text("APP_NAME=cwd\nTIER_NAME=cwd\nTEST_NAME=cwd\n")
+        assert self.read(src, TEST_NAME="environment") == ["src", "top", "environment"]
+
+    def test_another_file_by_name(self, src: Path, tmp_path: Path) -> None:
+        (src / ".env").write_text("APP_NAME=src\nTIER_NAME=src\n")
+        file = tmp_path / "other"
+        file.write_text("APP_NAME=other\nTEST_NAME=other\n")
+        assert self.read(src, ENV_FILE=str(file)) == ["other", "free", "other"]
+
+    def test_none(self, src: Path) -> None:
+        (src / ".env").write_text("APP_NAME=src\n")
+        assert self.read(src, ENV_FILE="")[:2] == ["FastAPI", "app"]

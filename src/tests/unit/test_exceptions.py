@@ -1,0 +1,68 @@
+import pytest
+
+from app.api.exceptions import ErrorMessage, handle_app_error, responses, status_code
+from app.core.exceptions import (
+    AppError,
+    ConflictError,
+    DatabaseUnavailableError,
+    DuplicateValueError,
+    ForbiddenError,
+    InvalidValueError,
+    MissingReferenceError,
+    NotFoundError,
+    RateLimitExceededError,
+    RedisUnavailableError,
+    ServiceUnavailableError,
+    StillReferencedError,
+    UnauthorizedError,
+)
+from app.crud.crud_users import LastSuperuserError
+
+STATUS_CODES = {
+    UnauthorizedError: 401,
+    ForbiddenError: 403,
+    NotFoundError: 404,
+    MissingReferenceError: 404,
+    ConflictError: 409,
+    DuplicateValueError: 409,
+    StillReferencedError: 409,
+    LastSuperuserError: 409,
+    InvalidValueError: 422,
+    RateLimitExceededError: 429,
+    ServiceUnavailableError: 503,
+    DatabaseUnavailableError: 503,
+    RedisUnavailableError: 503,
+}
+
+
+def descendants(error: type[AppError]) -> set[type[AppError]]:
+    return {error}.union(*(descendants(child) for child in error.__subclasses__()))
+
+
+def test_every_error_is_listed_here() -> None:
+    named = {error for error in descendants(AppError) if error.__module__.startswith("app.")}
+    assert named == {AppError, *STATUS_CODES}
+
+
+@pytest.mark.parametrize(("error", "expected"), STATUS_CODES.items())
+def test_status(error: type[AppError], expected: int) -> None:
+    assert status_code(error) == expected
+    assert isinstance(error.detail, str)
+
+
+@pytest.mark.parametrize("error", STATUS_CODES)
+async def test_response(error: type[AppError]) -> None:
+    response = await handle_app_error(None, error("Read \ud800 this"))  # type: ignore[arg-type]
+    assert response.status_code == STATUS_CODES[error]
+    assert response.body == b'{"detail": "Read \\ud800 this"}'
+    if response.status_code == 401:
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+    if response.status_code == 503:
+        assert response.headers["Retry-After"].isdigit()
+
+
+def test_documentation_joins_what_has_one_status() -> None:
+    documented = responses(DuplicateValueError, LastSuperuserError, NotFoundError)
+    assert documented.keys() == {409, 404}
+    assert documented[404] == {"model": ErrorMessage, "description": NotFoundError.detail}
+    assert documented[409]["description"] == f"{DuplicateValueError.detail}; or: {LastSuperuserError.detail}"
