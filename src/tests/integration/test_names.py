@@ -30,7 +30,7 @@ async def run_behind_rename(user: User, name: str, request: Awaitable[httpx.Resp
     """Start a request while the user's new name is written but not committed; it must wait for the commit."""
 
     async def is_waiting() -> bool:
-        return (await fetch(WAITING))[0]["waiting"] == 1
+        return bool((await fetch(WAITING))[0]["waiting"] == 1)
 
     async with transaction() as db:
         await crud_users.update(db, {"username": name}, id=user.id)
@@ -84,7 +84,7 @@ class TestRenameDuringAWrite:
         headers = await headers_for(alice)
 
         async def are_waiting(number: int) -> bool:
-            return (await fetch(WAITING))[0]["waiting"] == number
+            return bool((await fetch(WAITING))[0]["waiting"] == number)
 
         async with transaction() as db:  # holds the post, so that the PATCH gets as far as its UPDATE
             await db.execute(select(Post.id).where(Post.id == post.id).with_for_update())
