@@ -485,3 +485,7 @@ class TestWithoutTheCacheGroup:
             assert [(await client.get("/sample/7")).json()["run"] for _ in range(2)] == [1, 2]
             assert (await client.post("/sample/7")).json() == {"run": 3}
         assert await redis.cache.keys() == []
+
+    async def test_removal_by_hand(self, redis: RedisRoles) -> None:
+        await CacheStore().remove(["sample:7"], ["*"])
+        assert await redis.cache.keys() == []

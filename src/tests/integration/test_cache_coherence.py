@@ -7,11 +7,12 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import asyncpg
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 
 from app.api.dependencies import ReaderDep, SessionDep
 from app.core.cache import LEASE_SECONDS, cache
@@ -21,9 +22,10 @@ from app.models.post import Post
 from app.models.user import User
 from tests.environment import SRC
 from tests.factories import make_post, make_user
-from tests.fixtures import HeadersFor, RedisRoles, RunServer, open_client
+from tests.fixtures import Fetch, HeadersFor, RedisRoles, RunServer, open_client
 from tests.integration.own_app import MODULE, build, count_statuses, send
 
+API = "/api/v1"
 Hook = Callable[[], Awaitable[None]]
 
 
@@ -92,6 +94,21 @@ async def own(app: FastAPI, hooks: Hooks) -> AsyncIterator[httpx.AsyncClient]:
     async def patch_by_pattern(request: Request, id: int, title: str, db: SessionDep) -> None:
         on_commit(db, hooks.after_commit)
         await change(id, title, db)
+
+    class Titles:
+        """What endpoints may ask for in place of the session itself."""
+
+        def __init__(self, db: SessionDep) -> None:
+            self.db = db
+
+        async def change(self, id: int, title: str) -> None:
+            on_commit(self.db, hooks.after_commit)
+            await crud_posts.update(self.db, {"title": title}, id=id)
+
+    @router.patch("/posts/{id}/by_service")
+    @cache("title", resource_id_name="id")
+    async def patch_by_service(request: Request, id: int, title: str, titles: Annotated[Titles, Depends()]) -> None:
+        await titles.change(id, title)
 
     async with open_client(build(router)) as client:
         yield client
@@ -189,6 +206,108 @@ async def test_read_between_the_commit_and_the_answer_of_the_write(
         gate.open()
         await write
     assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
+
+
+async def test_removal_follows_the_commit_wherever_the_session_is(
+    own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post
+) -> None:
+    stored: list[bytes | None] = []
+
+    async def look() -> None:
+        stored.append(await redis.cache.get(f"title:{post.id}"))
+
+    hooks.after_commit = look
+    await own.get(f"/posts/{post.id}")
+    assert (await own.patch(f"/posts/{post.id}/by_service?title=new")).status_code == 200
+    assert stored == [b'{"title":"old"}']
+    assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
+
+
+class TestRename:
+    """What is written under a name is removed under that name, whatever the user is called meanwhile."""
+
+    @pytest.fixture
+    async def held(self, postgres: "asyncpg.Connection[Any]") -> AsyncIterator[Callable[[str], Awaitable[Hook]]]:
+        """Hold rows until the hook that is returned is called."""
+        transaction = postgres.transaction()
+
+        async def hold(statement: str) -> Hook:
+            await transaction.start()
+            await postgres.execute(statement)
+            return transaction.rollback
+
+        yield hold
+        if postgres.is_in_transaction():  # the test has failed
+            await transaction.rollback()
+
+    @pytest.mark.parametrize("way", ["PATCH", "DELETE", "POST", "DELETE db_post"])
+    async def test_comes_while_a_post_is_written(
+        self,
+        client: httpx.AsyncClient,
+        redis: RedisRoles,
+        post: Post,
+        user: User,
+        user_headers: dict[str, str],
+        superuser_headers: dict[str, str],
+        held: Callable[[str], Awaitable[Hook]],
+        fetch: Fetch,
+        way: str,
+    ) -> None:
+        method, _, kind = way.partition(" ")
+        path = f"{API}/{user.username}/{kind or 'post'}"
+        path = path if way == "POST" else f"{path}/{post.id}"
+        headers = superuser_headers if kind else user_headers
+        body = {"title": "new", "text": "text"} if method != "DELETE" else None
+
+        async def read_all() -> list[Any]:
+            paths = [f"{name}/{what}" for name in (user.username, "renamed") for what in ("posts", f"post/{post.id}")]
+            return [(await client.get(f"{API}/{path}")).json() for path in paths]
+
+        async def rename_and_read() -> None:
+            answer = await client.patch(
+                f"{API}/user/{user.username}", json={"username": "renamed"}, headers=user_headers
+            )
+            assert answer.status_code == 200
+            await read_all()
+
+        release = await held("LOCK TABLE post IN EXCLUSIVE MODE")
+        async with running(client.request(method, path, headers=headers, json=body)) as (write,):
+            await wait_for_waiting(fetch, 1)
+            rename = asyncio.create_task(rename_and_read())
+            await asyncio.wait([rename], timeout=0.3)  # it may overtake the write, or have to wait for it
+            await release()
+            assert (await write).status_code == (201 if way == "POST" else 200)
+            await rename
+        served = await read_all()
+        await redis.cache.flushdb()
+        assert served == await read_all()
+
+    async def test_comes_before_a_deletion_by_the_old_name(
+        self,
+        client: httpx.AsyncClient,
+        user: User,
+        superuser_headers: dict[str, str],
+        held: Callable[[str], Awaitable[Hook]],
+        fetch: Fetch,
+    ) -> None:
+        path = f"{API}/user/{user.username}"
+        release = await held(f'SELECT FROM "user" WHERE id = {user.id} FOR UPDATE')
+        async with running(client.patch(path, json={"username": "renamed"}, headers=superuser_headers)) as (rename,):
+            await wait_for_waiting(fetch, 1)
+            async with running(client.delete(path, headers=superuser_headers)) as (deletion,):
+                await wait_for_waiting(fetch, 2)
+                await release()
+                assert (await rename).status_code == 200
+                assert (await deletion).status_code == 404
+        assert (await client.get(f"{API}/user/renamed")).status_code == 200
+
+
+async def wait_for_waiting(fetch: Fetch, how_many: int) -> None:
+    """Wait until so many sessions of the database wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(10):
+        while (await fetch(query))[0]["count"] < how_many:  # noqa: ASYNC110  (the database does it)
+            await asyncio.sleep(0.01)
 
 
 class TestStampede:

@@ -25,6 +25,7 @@ def address(peer: str | None, *forwarded: str, trusted: str = "") -> str:
 class TestClientAddress:
     def test_header_is_not_believed(self) -> None:
         assert address("192.0.2.1", "198.51.100.1") == "192.0.2.1"
+        assert address("192.0.2.1", "192.0.2.1") == "192.0.2.1"
         assert address("192.0.2.1") == "192.0.2.1"
         assert address("2001:db8::1", "198.51.100.1") == "2001:db8::/64"
 
@@ -41,6 +42,10 @@ class TestClientAddress:
     def test_request_of_a_proxy_itself(self) -> None:
         assert address("192.0.2.1", trusted="192.0.2.1") == "192.0.2.1"
         assert address("192.0.2.1", "192.0.2.7", trusted="192.0.2.0/24") == "192.0.2.7"
+
+    def test_proxy_of_this_machine_that_is_trusted_takes_no_word_of_others(self) -> None:
+        assert address("192.0.2.1", "192.0.2.1, 198.51.100.1", trusted="127.0.0.1") == "192.0.2.1"
+        assert address("192.0.2.1", "192.0.2.1:50000, 198.51.100.1", trusted="127.0.0.1") == "192.0.2.1"
 
     def test_everything_is_trusted(self) -> None:
         assert address("192.0.2.1", "203.0.113.9, 198.51.100.1", trusted="*") == "203.0.113.9"

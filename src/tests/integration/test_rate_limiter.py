@@ -288,6 +288,14 @@ class TestSeveralWorkers:
         assert counts == {201: 100, 429: 900}
         assert await redis.queue.zcard("arq:queue") == 100
 
+    async def test_a_crowd_does_not_pass_for_an_outage(self, run_server: RunServer) -> None:
+        """Requests wait for each other where there are more than connections, and are counted all the same."""
+        environment = {"DEFAULT_RATE_LIMIT_LIMIT": "1", "REDIS_RATE_LIMIT_TIMEOUT": "1"}
+        server = await run_server(environment=environment)
+        counts = await count_statuses(server.port, "POST", f"{TASK}?message=hello", times=800)
+        assert counts == {201: 1, 429: 799}
+        assert "redis server away" not in server.output
+
     async def test_warning_in_the_log_of_the_process(
         self, run_server: RunServer, client: httpx.AsyncClient, headers_for: HeadersFor, user: User
     ) -> None:
