@@ -163,15 +163,17 @@ class CacheStore:
             raise RedisUnavailableError("The cache server has just been away")
 
     async def _clear(self) -> None:
-        while self._must_clear:
-            self._must_clear = False
-            try:
-                async with self._removals.guard(probe=True):
-                    await self._removals.client.delete(_INDEXES)  # nothing is served that is not listed
-            except RedisUnavailableError:
-                self._must_clear = True
-                await asyncio.sleep(self.RETRY_SECONDS)
-        self._clearing = None
+        try:
+            while self._must_clear:
+                self._must_clear = False
+                try:
+                    async with self._removals.guard(probe=True):
+                        await self._removals.client.delete(_INDEXES)  # nothing is served that is not listed
+                except RedisUnavailableError:
+                    self._must_clear = True
+                    await asyncio.sleep(self.RETRY_SECONDS)
+        finally:
+            self._clearing = None
 
     async def _matching(self, pattern: str) -> AsyncIterator[bytes]:
         client = self._removals.client

@@ -32,7 +32,8 @@ _SESSION = "app.session"
 _is_away = False  # one line in the log for an outage
 AfterCommit = Callable[[], Awaitable[None]]
 
-# SQLSTATEs that say "not now", besides classes 08 (connection) and 53 (resources): https://www.postgresql.org/docs/current/errcodes-appendix.html
+# SQLSTATEs that say "not now", besides the classes 08 (connection) and 53 (resources):
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
 _NOT_NOW = {
     "25006",  # the server became a read-only standby
     "40001",  # serialization failure

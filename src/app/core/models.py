@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 from sqlalchemy import DateTime
 from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
 
@@ -30,6 +31,14 @@ class PersistentDeletion(MappedAsDataclass):
     is_deleted: Mapped[bool] = mapped_column(default=False, init=False)
 
 
+def _refuse_other_types(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+# In a body, where Pydantic would take `true` for 1 and `"5"` for 5.
+Integer = Annotated[int, BeforeValidator(_refuse_other_types)]
 # PostgreSQL stores no NUL; a pattern also makes Pydantic refuse lone surrogates.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 WebUrl = Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00]+$")]
