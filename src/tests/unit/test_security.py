@@ -13,7 +13,9 @@ from app.core.security import create_access_token, get_password_hash, read_acces
 
 
 class TestPasswords:
-    @pytest.mark.parametrize("password", ["Str1ngst!", "pässwörd", "😀" * 40, "a" * 128, " " * 8, "a" * 72 + "b"])
+    @pytest.mark.parametrize(
+        "password", ["Str1ngst!", "pässwörd", "😀" * 40, "a" * 128, " " * 8, "a" * 72 + "b"], ids=len
+    )
     async def test_right_one(self, password: str) -> None:
         hashed = await get_password_hash(password)
         assert password not in hashed
