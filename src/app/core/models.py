@@ -37,8 +37,8 @@ def _refuse_other_types(value: object) -> object:
     return value
 
 
-# In a body, where Pydantic would take `true` for 1 and `"5"` for 5.
-Integer = Annotated[int, BeforeValidator(_refuse_other_types)]
+# Last in the annotation of an integer in a body: Pydantic would take `true` for 1 and `"5"` for 5.
+JsonNumber = BeforeValidator(_refuse_other_types)
 # PostgreSQL stores no NUL; a pattern also makes Pydantic refuse lone surrogates.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 WebUrl = Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00]+$")]

@@ -3,7 +3,7 @@ from typing import Annotated, Self
 
 from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
-from app.core.models import InputSchema, Integer, ReadSchema, RowId, Text
+from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text
 from app.core.rate_limit import sanitize_path
 
 
@@ -21,8 +21,8 @@ LimitedPath = Annotated[
     Field(examples=["api/v1/tasks/task"]),
 ]
 LimitName = Annotated[Text, Field(min_length=1, max_length=300, examples=["api_v1_tasks:5:60"])]
-Limit = Annotated[Integer, Field(ge=0, le=2**31 - 1, examples=[5])]
-Period = Annotated[Integer, Field(ge=1, le=2**31 - 1, description="seconds", examples=[60])]
+Limit = Annotated[int, Field(ge=0, le=2**31 - 1, examples=[5]), JsonNumber]
+Period = Annotated[int, Field(ge=1, le=2**31 - 1, description="seconds", examples=[60]), JsonNumber]
 
 
 class RateLimitRead(ReadSchema):

@@ -5,7 +5,7 @@ from uuid import UUID
 from email_validator import EmailNotValidError, validate_email
 from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from app.core.models import InputSchema, Integer, ReadSchema, RowId, Text, WebUrl
+from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl
 from app.core.security import MAX_PASSWORD_LENGTH
 from app.schemas.rate_limit import RateLimitRead
 
@@ -99,7 +99,7 @@ class UserUpdateInternal(UserUpdate):
 class UserTierUpdate(InputSchema):
     """`null` takes the user out of every tier."""
 
-    tier_id: Annotated[Integer, Field(ge=1, le=2**31 - 1)] | None
+    tier_id: Annotated[RowId, JsonNumber] | None
 
 
 class UserDelete(BaseModel):

@@ -261,6 +261,17 @@ class TestBodies:
         assert caller.wrong == []
         assert caller.statuses & {401, 422}
 
+    async def test_numbers_are_not_made_of_other_types(
+        self, caller: Caller, method: str, path: str, operation: dict[str, Any]
+    ) -> None:
+        valid = valid_body(operation)
+        for name in [name for name, value in valid.items() if isinstance(value, int)]:
+            for odd in (True, False, "5", "", [5]):
+                response = await caller.send(name, method, caller.url(path), json={**valid, name: odd})
+                assert response.status_code == 422, (name, odd)
+                assert [item["loc"] for item in response.json()["detail"]] == [["body", name]]
+        assert caller.wrong == []
+
     async def test_odd_keys_and_missing_ones(
         self, caller: Caller, method: str, path: str, operation: dict[str, Any]
     ) -> None:

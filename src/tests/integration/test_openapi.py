@@ -82,7 +82,7 @@ async def test_schemathesis_finds_nothing(
     if identity != "anonymous":
         token = await _sign_up(server.client, database, is_superuser=identity == "superuser")
         credentials = ["--header", f"Authorization: Bearer {token}"]
-    checks = ["--checks", "all", "--max-examples", "4", "--seed", "1", "--generation-database", "none"]
+    checks = ["--checks", "all", "--max-examples", "2", "--seed", "1", "--generation-database", "none"]
     options = [*checks, *credentials, f"{server.url}/openapi.json"]
     config = str(SRC / "schemathesis.toml")
     program = await run_program("schemathesis.cli", "--config-file", config, "run", *options, cwd=tmp_path)
