@@ -74,7 +74,7 @@ class TestDocument:
 async def test_schemathesis_finds_nothing(
     identity: str, database: str, run_server: RunServer, run_program: RunProgram, tmp_path: Path
 ) -> None:
-    """All checks of schemathesis, its phases examples, coverage, fuzzing and stateful, on a running server."""
+    """All checks of schemathesis on a running server; random input only for whom no 401 or 403 keeps from the code."""
     # Enough that the limiter never answers in the place of the endpoint.
     environment = {"POSTGRES_DB": database, "DEFAULT_RATE_LIMIT_LIMIT": "1000000"}
     server = await run_server(environment=environment)
@@ -82,13 +82,14 @@ async def test_schemathesis_finds_nothing(
     if identity != "anonymous":
         token = await _sign_up(server.client, database, is_superuser=identity == "superuser")
         credentials = ["--header", f"Authorization: Bearer {token}"]
-    checks = ["--checks", "all", "--max-examples", "2", "--seed", "1", "--generation-database", "none"]
-    options = [*checks, *credentials, f"{server.url}/openapi.json"]
+    phases = ["examples", "coverage", "stateful", *(["fuzzing"] if identity == "superuser" else [])]
+    checks = ["--checks", "all", "--phases", ",".join(phases), "--max-examples", "3", "--seed", "1"]
+    options = [*checks, "--generation-database", "none", *credentials, f"{server.url}/openapi.json"]
     config = str(SRC / "schemathesis.toml")
     program = await run_program("schemathesis.cli", "--config-file", config, "run", *options, cwd=tmp_path)
     assert await program.wait(120) == 0, program.output
-    for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
-        assert f"✅ {phase}" in program.output, program.output
+    for phase in phases:
+        assert f"✅ {phase.capitalize()}" in program.output, program.output
 
 
 async def _sign_up(client: httpx.AsyncClient, database: str, *, is_superuser: bool) -> str:
