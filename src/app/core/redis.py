@@ -78,6 +78,7 @@ class RedisServer:
                     reason = f"{type(error).__name__}: {error}"
                     logger.warning("redis server away", extra={"role": self.role, "error": reason})
                 self._is_away = True
+                self._next_try = time.monotonic() + self.PAUSE
                 raise self._away() from error
             if self._is_away:
                 logger.warning("redis server back", extra={"role": self.role})

@@ -15,6 +15,8 @@ import pytest
 from redis.asyncio import Redis
 
 from app.core.config import settings
+from app.core.exceptions import RedisUnavailableError
+from app.core.redis import RedisServer
 from app.models.user import User
 from scripts.servers import HOST, Postgres, Server, Valkey, free_port
 from tests.factories import make_post
@@ -166,12 +168,13 @@ class TestCache:
         for server in blog.servers:
             await server.wait_until(lambda server=server: blog.is_cached(server), "the cache is not used again")  # type: ignore[misc]
             assert outages(server, "cache") == (1, 1)
+        if how == "paused":
+            await self.check_process_that_did_not_notice(blog)
 
-    async def test_old_answers_do_not_come_back_with_the_server(self, blog: Blog) -> None:
-        """The one process wrote while the cache was away, the other did not notice that it was."""
-        first, second = blog.servers
-        assert await blog.is_cached(second)
-        for number in range(1, 3):
+    async def check_process_that_did_not_notice(self, blog: Blog) -> None:
+        """The one writes while the cache is away, the other asks nothing meanwhile."""
+        first = blog.servers[0]
+        for number in range(40, 42):
             pause(blog.valkey)
             await blog.write(first, str(number))
             resume(blog.valkey)
@@ -251,6 +254,20 @@ class TestQueue:
 
         await server.wait_until(accepts, "tasks are still refused")
         assert outages(server, "queue") == (1, 1)
+
+
+async def test_server_is_left_alone_after_a_try_however_long_it_took() -> None:
+    """Or else each request would try, one after the other, and wait."""
+    server = RedisServer("test")
+    server.open(HOST, free_port(), 0, None, 1)
+    with pytest.raises(RedisUnavailableError):
+        async with server.guard():
+            await asyncio.sleep(1.5 * server.PAUSE)
+            raise TimeoutError
+    with pytest.raises(RedisUnavailableError):
+        async with server.guard():
+            pytest.fail("tried again")
+    await server.close()
 
 
 class TestAllRedisServers:
