@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import asyncpg
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -20,7 +19,7 @@ from app.core.database import on_commit
 from app.crud.crud_posts import crud_posts
 from app.models.post import Post
 from app.models.user import User
-from tests.environment import SRC
+from tests.environment import SRC, connect
 from tests.factories import make_post, make_user
 from tests.fixtures import Fetch, HeadersFor, RedisRoles, RunServer, open_client
 from tests.integration.own_app import MODULE, build, count_statuses, send
@@ -227,18 +226,18 @@ class TestRename:
     """What is written under a name is removed under that name, whatever the user is called meanwhile."""
 
     @pytest.fixture
-    async def held(self, postgres: "asyncpg.Connection[Any]") -> AsyncIterator[Callable[[str], Awaitable[Hook]]]:
+    async def held(self) -> AsyncIterator[Callable[[str], Awaitable[Hook]]]:
         """Hold rows until the hook that is returned is called."""
-        transaction = postgres.transaction()
+        connection = await connect(settings.POSTGRES_DB)
+        transaction = connection.transaction()
 
         async def hold(statement: str) -> Hook:
             await transaction.start()
-            await postgres.execute(statement)
+            await connection.execute(statement)
             return transaction.rollback
 
         yield hold
-        if postgres.is_in_transaction():  # the test has failed
-            await transaction.rollback()
+        await connection.close()
 
     @pytest.mark.parametrize("way", ["PATCH", "DELETE", "POST", "DELETE db_post"])
     async def test_comes_while_a_post_is_written(
