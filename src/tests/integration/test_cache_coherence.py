@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 
 from app.api.dependencies import ReaderDep, SessionDep
 from app.core.cache import LEASE_SECONDS, cache
+from app.core.config import settings
 from app.core.database import on_commit
 from app.crud.crud_posts import crud_posts
 from app.models.post import Post
