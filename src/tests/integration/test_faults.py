@@ -174,11 +174,10 @@ class TestCache:
     async def check_process_that_did_not_notice(self, blog: Blog) -> None:
         """The one writes while the cache is away, the other asks nothing meanwhile."""
         first = blog.servers[0]
-        for number in range(40, 42):
-            pause(blog.valkey)
-            await blog.write(first, str(number))
-            resume(blog.valkey)
-            assert [await blog.read(server) for server in blog.servers] == [str(number)] * 2
+        pause(blog.valkey)
+        await blog.write(first, "the last")
+        resume(blog.valkey)
+        assert [await blog.read(server) for server in blog.servers] == ["the last"] * 2
 
     async def test_start_without_it(self, run_server: RunServer, user: User) -> None:
         server = await run_server(environment={**DEFAULTS, "REDIS_CACHE_PORT": str(free_port())})
