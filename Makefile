@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 PORT ?= 8000
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check lint format types openapi lock lock-check clean
@@ -24,12 +25,12 @@ install: .venv/installed  ## Create .venv/ with exactly what src/requirements-de
 		echo 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2; exit 1; }
 	@.venv/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv || { rm -rf .venv; exit 1; }
 	@echo 'installing src/requirements-dev.lock into .venv/'
-	@{ awk '/^uv==/,/# via/' $< | .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin && \
+	@{ awk '/^uv==/,/# via/' $< | .venv/bin/python -m pip install --quiet --require-hashes -r /dev/stdin && \
 		.venv/bin/python -m uv pip sync --quiet --require-hashes --compile-bytecode \
 			--python .venv/bin/python $<; } || { \
 		echo 'uv could not install the packages; trying pip' >&2; \
 		.venv/bin/python -m ensurepip >/dev/null; \
-		.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<; }
+		.venv/bin/python -m pip install --quiet --require-hashes -r $<; }
 	@touch $@
 
 run: install  ## Start PostgreSQL, Valkey, API and worker (PORT=8000)
