@@ -75,8 +75,8 @@ class CacheStore:
     # A read that waits longer than a query is no use; a removal that is given up may leave an old answer behind.
     REMOVAL_TIMEOUT = 2.0
     RETRY_SECONDS = 0.1
-    # Time for every worker to clear, after an outage, what it could not remove.
-    DISTRUST_SECONDS = 1.0
+    # Time for every worker to clear, after an outage, what it could not remove: an attempt may just have begun.
+    DISTRUST_SECONDS = REMOVAL_TIMEOUT + 1.0
 
     def __init__(self) -> None:
         self._reads = RedisServer("cache")
@@ -101,6 +101,9 @@ class CacheStore:
         )
         self._reads.open(*address, settings.REDIS_CACHE_TIMEOUT)
         self._removals.open(*address, self.REMOVAL_TIMEOUT)
+        # The process before this one may have been killed over a removal, or have ended while the server was away.
+        self._must_clear = True
+        self._clearing = asyncio.create_task(self._clear())
 
     async def close(self) -> None:
         if self._clearing is not None:
@@ -313,7 +316,7 @@ def cache(
             if session is None:
                 await remove()
             else:
-                on_commit(session, remove)
+                on_commit(session, remove, even_if_unknown=True)
             return answer
 
         wrapper.cache_options = options  # type: ignore[attr-defined]  # read by check_cached_route

@@ -29,7 +29,7 @@ from app.core.exceptions import (
 logger = logging.getLogger(__name__)
 
 _SESSION = "app.session"
-_is_away = False  # one line in the log for an outage
+_away: set[str] = set()  # servers, for one line in the log for an outage
 AfterCommit = Callable[[], Awaitable[None]]
 
 # SQLSTATEs that say "not now", besides the classes 08 (connection) and 53 (resources):
@@ -75,17 +75,17 @@ def database_url(server: str = settings.POSTGRES_SERVER) -> URL:
 
 async def connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
     """Open a connection, or say that the database is away: what the driver raises here has no common base."""
-    global _is_away  # noqa: PLW0603
+    server = f"{kwargs.get('host')}:{kwargs.get('port')}"
     try:
         connection: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if not _is_away:
-            logger.warning("database away", extra={"error": f"{type(error).__name__}: {error}"})
-        _is_away = True
+        if server not in _away:
+            logger.warning("database away", extra={"server": server, "error": f"{type(error).__name__}: {error}"})
+        _away.add(server)
         raise DatabaseUnavailableError from error
-    if _is_away:
-        logger.warning("database back")
-        _is_away = False
+    if server in _away:
+        logger.warning("database back", extra={"server": server})
+        _away.discard(server)
     return connection
 
 
@@ -201,20 +201,32 @@ async def transaction() -> AsyncIterator[AsyncSession]:
     """Open a unit of work: commit at the end, roll back on any exception, then run the after-commit callbacks."""
     try:
         async with local_session() as db:
-            async with db.begin():
-                yield db
+            reached_commit = False
+            try:
+                async with db.begin():
+                    yield db
+                    reached_commit = True
+            except BaseException:
+                if reached_commit:  # it may have been done, though its answer did not come
+                    await _run_after_commit(db, is_known=False)
+                raise
             await _run_after_commit(db)
     except PoolTimeoutError as error:
         raise DatabaseUnavailableError from error
 
 
-def on_commit(db: AsyncSession, callback: AfterCommit) -> None:
-    """Call `callback` once `db` has committed, before the response leaves; never after a rollback."""
-    db.info.setdefault("after_commit", []).append(callback)
+def on_commit(db: AsyncSession, callback: AfterCommit, *, even_if_unknown: bool = False) -> None:
+    """Call `callback` once `db` has committed, before the response leaves; never after a rollback.
+
+    `even_if_unknown`: also when nobody knows whether it has committed, since the connection was lost over it.
+    """
+    db.info.setdefault("after_commit", []).append((callback, even_if_unknown))
 
 
-async def _run_after_commit(db: AsyncSession) -> None:
-    for callback in db.info.pop("after_commit", []):
+async def _run_after_commit(db: AsyncSession, *, is_known: bool = True) -> None:
+    for callback, even_if_unknown in db.info.pop("after_commit", []):
+        if not is_known and not even_if_unknown:
+            continue
         try:
             await callback()
         except Exception:  # the data is saved: what follows from it must not turn the answer into an error

@@ -13,9 +13,16 @@ from pydantic import BaseModel
 from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user
 from app.core import cache as cache_module
 from app.core.cache import CacheStore, cache
-from app.core.exceptions import CacheIdentificationInferenceError, InvalidRequestError, NotFoundError
+from app.core.config import settings
+from app.core.exceptions import (
+    CacheIdentificationInferenceError,
+    InvalidRequestError,
+    NotFoundError,
+    RedisUnavailableError,
+)
 from app.models.user import User
 from tests.fixtures import HeadersFor, RedisRoles, open_client
+from tests.helper import wait_until
 from tests.integration.own_app import build
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -489,3 +496,27 @@ class TestWithoutTheCacheGroup:
     async def test_removal_by_hand(self, redis: RedisRoles) -> None:
         await CacheStore().remove(["sample:7"], ["*"])
         assert await redis.cache.keys() == []
+
+
+async def test_a_process_that_starts_trusts_nothing_older() -> None:
+    """The one before it may have been killed between a commit and its removal."""
+    old = CacheStore()
+    old.open(settings)
+    await wait_until(lambda: _is_usable(old))
+    assert await old.fetch("shelf:1", b"\x00lease", 60) is None
+    await old.store("shelf:1", b"\x00lease", b"1", 60)
+    assert await old.fetch("shelf:1", b"\x00other", 60) == b"1"
+    await old.close()
+    new = CacheStore()
+    new.open(settings)
+    await wait_until(lambda: _is_usable(new))
+    assert await new.fetch("shelf:1", b"\x00other", 60) is None
+    await new.close()
+
+
+async def _is_usable(store: CacheStore) -> bool:
+    try:
+        await store.fetch("probe:1", b"\x00probe", 1)
+    except RedisUnavailableError:
+        return False
+    return True

@@ -149,6 +149,29 @@ class TestOnCommit:
             await write()
         assert (seen, await fetch(TIERS)) == ([], [])
 
+    async def test_runs_if_told_so_when_nobody_knows_whether_it_committed(
+        self, postgres: "asyncpg.Connection[Any]", deferred_table: None
+    ) -> None:
+        seen: list[str] = []
+
+        async def called() -> None:
+            seen.append("ran")
+
+        async def never() -> None:
+            seen.append("ran without being told so")
+
+        async def write_and_lose_the_connection() -> None:
+            async with transaction() as db:
+                on_commit(db, never)
+                on_commit(db, called, even_if_unknown=True)
+                await write_tier(db)
+                pid = await db.scalar(text("SELECT pg_backend_pid()"))
+                await postgres.execute("SELECT pg_terminate_backend($1, 5000)", pid)
+
+        with pytest.raises(DatabaseUnavailableError):
+            await write_and_lose_the_connection()
+        assert seen == ["ran"]
+
     async def test_failure_is_logged_and_stops_no_other(self, fetch: Fetch, logs: LogRecords) -> None:
         seen: list[str] = []
 
