@@ -15,6 +15,8 @@ ENV PATH=/venv/bin:$PATH \
     # its default is below the home folder, which this user does not have
     GUNICORN_CMD_ARGS=--no-control-socket \
     PYTHONDONTWRITEBYTECODE=1 \
+    # no proxy is believed until one is named; uvicorn believes 127.0.0.1 where the variable is not set
+    FORWARDED_ALLOW_IPS= \
     PYTHONUNBUFFERED=1
 RUN useradd --uid 1000 --no-create-home --shell /usr/sbin/nologin app
 WORKDIR /code

@@ -187,6 +187,9 @@ def run(processes: Processes, port: int) -> None:
     addresses = processes.start_servers(settings)
     _write_private(LOCAL / "servers.env", "".join(f"{key}={shlex.quote(value)}\n" for key, value in addresses.items()))
 
+    # As the application reads it: uvicorn looks at the environment only, and believes 127.0.0.1 without it.
+    processes.environment["FORWARDED_ALLOW_IPS"] = settings.get("FORWARDED_ALLOW_IPS", "")
+
     setup = processes.start("setup", "-c", SETUP)
     worker = Worker(processes)
     api = ["-m", "uvicorn", "app.main:app", "--reload", "--reload-dir", "app", "--host", HOST, "--port", str(port)]

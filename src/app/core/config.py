@@ -4,10 +4,11 @@ import logging
 import os
 import secrets
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SRC = Path(__file__).resolve().parents[2]
@@ -59,6 +60,17 @@ class AppSettings(SettingsGroup):
     FORWARDED_ALLOW_IPS: str = ""
     """Proxies whose `X-Forwarded-For` is believed, comma-separated: addresses, networks, or `*`."""
 
+    @field_validator("FORWARDED_ALLOW_IPS")
+    @classmethod
+    def _refuse_names(cls, value: str) -> str:
+        for proxy in filter(None, map(str.strip, value.split(","))):
+            if proxy != "*" and "FORWARDED_ALLOW_IPS" not in os.environ:  # there, the server knows more forms
+                try:
+                    ip_network(proxy, strict=False)
+                except ValueError:
+                    raise ValueError("only addresses, networks and * can be named") from None
+        return value
+
     @property
     def proxies_handled_by_server(self) -> bool:
         """Whether uvicorn and gunicorn know the same proxies: they read the variable from the environment only."""
@@ -97,7 +109,7 @@ class CryptSettings(SettingsGroup):
     @model_validator(mode="after")
     def _refuse_weak_key(self) -> Self:
         if getattr(self, "ENVIRONMENT", EnvironmentOption.LOCAL) is EnvironmentOption.LOCAL:
-            if self.SECRET_KEY is None:
+            if self.SECRET_KEY is None or self.secret_key.startswith("#"):  # some readers of .env keep comments
                 self.SECRET_KEY = SecretStr(secrets.token_hex(32))
                 logging.getLogger(__name__).warning("SECRET_KEY is not set: tokens are valid in this process only")
             return self

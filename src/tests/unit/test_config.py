@@ -123,6 +123,14 @@ class TestDefaults:
         monkeypatch.setenv("LICENSE_NAME", "BSD")
         assert Settings().LICENSE_NAME == "BSD"
 
+    def test_proxy_that_is_no_address(self, tmp_path: Path) -> None:
+        file = tmp_path / ".env"
+        file.write_text("FORWARDED_ALLOW_IPS=10.0.0.1, proxy.internal\n")
+        with pytest.raises(ValidationError, match="FORWARDED_ALLOW_IPS"):
+            Settings(_env_file=file)
+        file.write_text("FORWARDED_ALLOW_IPS=10.0.0.1, 10.1.0.0/16, 2001:db8::/32, *\n")
+        assert Settings(_env_file=file).FORWARDED_ALLOW_IPS.endswith("*")
+
     def test_placeholders_that_are_no_addresses(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CONTACT_EMAIL", "Your email")
         monkeypatch.setenv("ADMIN_EMAIL", "your_email")
