@@ -73,7 +73,9 @@ async def handle_validation_error(_: Request, error: RequestValidationError) -> 
 async def handle_method_not_allowed(request: Request, error: HTTPException) -> Response:
     """Name the methods of all routes of the path: Starlette names those of the first one."""
     routes = [route for route in request.app.routes if isinstance(route, Route)]
-    path = next(route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    path = next((route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE), None)
+    if path is None:  # a mounted application said it
+        return _json(405, error.detail, error.headers)
     methods = {method for route in routes if route.path == path for method in route.methods or ()}
     methods |= {"HEAD"} if "GET" in methods else set()
     return _json(405, error.detail, {"Allow": ", ".join(sorted(methods))})

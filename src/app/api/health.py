@@ -27,9 +27,9 @@ async def read_readiness(response: Response, db: ReaderDep) -> Readiness:
     """Whether the service can answer: 503 without PostgreSQL, `degraded` while a Redis server is away."""
     response.headers["Cache-Control"] = "private, no-store"
     servers = [server for server in (cache.store.server, queue.server, limiter.server) if server.is_open]
-    dependencies = {"postgresql": await _database_is_up(db)}
-    for server in servers:
-        dependencies[server.role] = await server.is_up()
+    names = ["postgresql", *(server.role for server in servers)]
+    states = await asyncio.gather(_database_is_up(db), *(server.is_up() for server in servers))
+    dependencies = dict(zip(names, states, strict=True))
     status = "ready" if all(dependencies.values()) else "degraded"
     if not dependencies["postgresql"]:
         status, response.status_code = "not ready", 503
@@ -40,7 +40,7 @@ async def _database_is_up(db: Reader) -> bool:
     """Whether the database answers and has its tables."""
     try:
         async with asyncio.timeout(settings.POSTGRES_CONNECT_TIMEOUT):
-            rows = await db.fetch_all(text("SELECT to_regclass('alembic_version') IS NOT NULL"), {})
+            rows = await db.fetch_all(text("SELECT EXISTS (SELECT FROM alembic_version)"), {})
     except (DatabaseUnavailableError, TimeoutError):
         return False
     return bool(rows[0][0])

@@ -92,9 +92,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     ) -> int:
         """Set what `object` sets in all rows that match, and their `updated_at`; return how many there were."""
         clauses, parameters = self._where(filters)
-        if not (values := self._values(object)):
-            return await self.count(db, **filters)
-        statement = update(self.model).where(*clauses).values(values)
+        statement = update(self.model).where(*clauses).values(self._values(object))
         return cast("CursorResult[Any]", await db.execute(statement, parameters)).rowcount
 
     async def update_one(
@@ -107,9 +105,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         """Like `update`, for filters that match one row at most: return it as it now is, or None."""
         columns = columns_to_select(self.model, schema_to_select)
         clauses, parameters = self._where(filters)
-        if not (values := self._values(object)):
-            return await self.get(db, columns, **filters)
-        statement = update(self.model).where(*clauses).values(values)
+        statement = update(self.model).where(*clauses).values(self._values(object))
         chosen = [columns_of(self.model)[name] for name in columns]
         row = (await db.execute(statement.returning(*chosen), parameters)).one_or_none()
         return None if row is None else dict(zip(columns, row, strict=True))

@@ -12,16 +12,16 @@ from app.models.rate_limit import RateLimit
 from app.models.user import User
 from app.schemas.user import Caller, UserCreateInternal, UserDelete, UserUpdate, UserUpdateInternal
 
-_CALLER_KEYS = (*Caller.__annotations__,)
 _SELECT_CALLER = (
     select(
-        *(getattr(User, key) for key in _CALLER_KEYS if not key.startswith("rate_")),
+        *(getattr(User, key) for key in Caller.__annotations__ if not key.startswith("rate_")),
         RateLimit.limit.label("rate_limit"),
         RateLimit.period.label("rate_period"),
     )
     .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
     .where(User.uuid == bindparam("uuid"), ~User.is_deleted)
 )
+_CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
 
 class LastSuperuserError(ConflictError):

@@ -1,3 +1,6 @@
+from typing import Any
+
+import asyncpg
 import httpx
 
 from tests.fixtures import RunServer, Statements
@@ -23,6 +26,14 @@ class TestReadReadiness:
             "dependencies": {"postgresql": "up", "cache": "up", "queue": "up", "rate limit": "up"},
         }
         assert response.headers["Cache-Control"] == "private, no-store"
+
+    async def test_after_the_last_migration_was_undone(
+        self, client: httpx.AsyncClient, postgres: "asyncpg.Connection[Any]"
+    ) -> None:
+        revision = await postgres.fetchval("DELETE FROM alembic_version RETURNING version_num")
+        response = await client.get("/health/ready")
+        await postgres.execute("INSERT INTO alembic_version VALUES ($1)", revision)
+        assert (response.status_code, response.json()["dependencies"]["postgresql"]) == (503, "down")
 
     async def test_before_the_migrations(self, run_server: RunServer, empty_database: str) -> None:
         """Outside the local environment nothing migrates at start-up."""

@@ -58,6 +58,7 @@ class TestRealConnection:
             ("GET", "/docs/assets/swagger-ui.css", 200),
             ("HEAD", "/api/v1/login", 405),
             ("OPTIONS", "/api/v1/users", 405),
+            ("POST", "/docs/assets/swagger-ui.css", 405),
             ("GET", "/health/ready", 200),
         ):
             connection.request(method, path)

@@ -166,6 +166,15 @@ class TestEraseTier:
     async def test_not_found(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
         assert_error(await client.delete("/api/v1/tier/free", headers=superuser_headers), 404, NO_TIER)
 
+    async def test_deleted_users_leave_it(
+        self, client: httpx.AsyncClient, superuser_headers: dict[str, str], fetch: Fetch
+    ) -> None:
+        tier = await make_tier("free")
+        user = await make_user(tier_id=tier.id)
+        await client.delete(f"/api/v1/user/{user.username}", headers=superuser_headers)
+        assert (await client.delete("/api/v1/tier/free", headers=superuser_headers)).status_code == 200
+        assert await fetch('SELECT tier_id FROM "user" WHERE id = $1', user.id) == [{"tier_id": None}]
+
     async def test_still_in_use(
         self, client: httpx.AsyncClient, superuser_headers: dict[str, str], fetch: Fetch
     ) -> None:

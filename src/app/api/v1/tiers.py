@@ -14,6 +14,7 @@ from app.core.exceptions import (
 )
 from app.core.models import Message, Text
 from app.crud.crud_tier import crud_tiers
+from app.crud.crud_users import crud_users
 from app.models.tier import Tier
 from app.schemas.tier import TierCreate, TierCreateInternal, TierRead, TierUpdate
 
@@ -56,8 +57,12 @@ async def patch_tier(name: Text, values: TierUpdate, db: SessionDep) -> dict[str
 
 
 @router.delete("/tier/{name}", responses=responses(NotFoundError, StillReferencedError))
-async def erase_tier(name: Text, db: SessionDep) -> Message:
-    """Delete a tier that no user is in, with its rate limits."""
-    if not await crud_tiers.delete(db, name=name):
+async def erase_tier(name: Text, db: SessionDep, reader: ReaderDep) -> Message:
+    """Delete a tier that no user is in, with its rate limits; deleted users leave it."""
+    tier = await crud_tiers.get(reader, ["id"], name=name)
+    if tier is None:
+        raise NotFoundError("Tier not found")
+    await crud_users.update(db, {"tier_id": None}, tier_id=tier["id"], is_deleted=True)
+    if not await crud_tiers.delete(db, id=tier["id"], name=name):
         raise NotFoundError("Tier not found")
     return Message(message="Tier deleted")
