@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import sys
 from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
@@ -196,9 +197,13 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         lines = [": ".join([*map(str, item["loc"]), item["msg"]]) for item in error.errors(include_input=False)]
-        raise SystemExit("Settings refused, the service does not start:\n  " + "\n  ".join(lines)) from None
     except UnicodeDecodeError as error:
-        raise SystemExit(f"Settings refused, the service does not start: .env is not UTF-8 ({error.reason})") from None
+        lines = [f".env is not UTF-8 ({error.reason})"]
+    message = "\n  ".join(["Settings refused, the service does not start:", *lines])
+    if "gunicorn.arbiter" in sys.modules:  # this status tells it that no other worker would fare better
+        print(message, file=sys.stderr)  # noqa: T201
+        raise SystemExit(3)
+    raise SystemExit(message)
 
 
 settings = load_settings()

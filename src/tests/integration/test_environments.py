@@ -1,12 +1,17 @@
 """local, staging and production as real processes: who may read the docs, and that the service itself works."""
 
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from typing import Any
 
 import httpx
 
 from app.models.user import User
+from scripts.servers import HOST, free_port
+from tests.environment import SRC
 from tests.factories import ADMIN_PASSWORD, PASSWORD, make_superuser
 from tests.fixtures import RunningServer, RunProgram, RunServer
 from tests.helper import sign_in
@@ -133,3 +138,14 @@ async def test_settings_that_are_refused(run_program: RunProgram) -> None:
         assert name in program.output
         assert "Traceback" not in program.output
         assert environment.get("SECRET_KEY", "") not in program.output or not environment.get("SECRET_KEY")
+
+
+def test_gunicorn_does_not_go_on_with_settings_that_are_refused() -> None:
+    command = [sys.executable, "-m", "gunicorn", "app.main:app", "-k", "uvicorn.workers.UvicornWorker"]
+    command += ["-w", "2", "-b", f"{HOST}:{free_port()}", "--no-control-socket"]
+    environment = {**os.environ, "ENVIRONMENT": "production", "SECRET_KEY": "short"}
+    done = subprocess.run(  # noqa: S603 (fixed words)
+        command, cwd=SRC, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert "SECRET_KEY is shorter than 32 bytes" in done.stderr
