@@ -72,7 +72,7 @@ class RequestMiddleware:
             return
         try:
             await self.app(scope, self._within_limit(receive), send_with_headers)
-        except Exception:
+        except Exception:  # whatever it is, one request must not end the connection of the next
             if started:
                 raise
             logger.exception("unhandled error", extra={"method": scope["method"], "path": scope["path"]})

@@ -47,6 +47,6 @@ async def migrate_when_reachable() -> None:
             return await migrate()
         except DatabaseUnavailableError:
             pass
-        except Exception:
+        except Exception:  # whatever a migration raises: this task must live until it is mended
             logger.exception("migrations failed")
         await asyncio.sleep(RETRY_SECONDS)
