@@ -19,18 +19,11 @@ SRC = Path(__file__).resolve().parents[1]
 TEMPLATE = "template_app"
 # What is set here must not lead to the servers of `make run`, or change what the tests expect.
 SETTINGS = (
-    *(
-        "ACCESS_TOKEN_",
-        "ALGORITHM",
-        "APP_",
-        "BCRYPT_",
-        "CLIENT_CACHE_",
-        "CONTACT_",
-        "DEFAULT_RATE_LIMIT_",
-        "ENVIRONMENT",
-    ),
-    *("FORWARDED_", "LICENSE", "MAX_BODY_", "PASSWORD_HASH_", "POSTGRES_", "RATE_LIMIT_", "REDIS_", "SECRET_KEY"),
-)
+    "ACCESS_TOKEN_", "ALGORITHM", "ALLOWED_HOSTS", "APP_", "BCRYPT_", "CLIENT_CACHE_", "CONTACT_",
+    "CORS_", "DEFAULT_RATE_LIMIT_", "ENVIRONMENT", "FORWARDED_", "HSTS_", "JOB_", "LICENSE", "LOGIN_",
+    "MAIL_", "MAX_BODY_", "PASSWORD_", "POSTGRES_", "RATE_LIMIT_", "REAUTHENTICATION_", "REDIS_",
+    "REFRESH_", "REQUEST_", "SECRET_KEY", "SIGN_UP_", "SMTP_",
+)  # fmt: skip
 # Who the tests sign in as may be told in `.env`.
 PEOPLE = ("ADMIN_", "TEST_", "TIER_NAME")
 

@@ -58,6 +58,7 @@ class AppSettings(SettingsGroup):
     CONTACT_EMAIL: str | None = None
     LICENSE_NAME: str | None = Field(None, validation_alias=AliasChoices("LICENSE_NAME", "LICENSE"))
     MAX_BODY_BYTES: int = Field(1024 * 1024, gt=0)
+    REQUEST_TIMEOUT: Seconds = 30
     FORWARDED_ALLOW_IPS: str = ""
     """Proxies whose `X-Forwarded-For` is believed, comma-separated: addresses, networks, or `*`."""
 
@@ -86,10 +87,11 @@ class PostgresSettings(SettingsGroup):
     POSTGRES_DB: str = "postgres"
     POSTGRES_REPLICA_SERVER: str | None = None
     POSTGRES_POOL_SIZE: int = Field(20, gt=0)
-    POSTGRES_CONNECT_TIMEOUT: Seconds = 2
-    POSTGRES_POOL_TIMEOUT: Seconds = 2
-    POSTGRES_STATEMENT_TIMEOUT: Seconds = 5
-    POSTGRES_LOCK_TIMEOUT: Seconds = 2
+    # Together these let a request that needs an absent server be answered in less than three seconds.
+    POSTGRES_CONNECT_TIMEOUT: Seconds = 1.5
+    POSTGRES_POOL_TIMEOUT: Seconds = 1
+    POSTGRES_STATEMENT_TIMEOUT: Seconds = 2
+    POSTGRES_LOCK_TIMEOUT: Seconds = 1
     POSTGRES_STATEMENT_CACHE_SIZE: int = Field(100, ge=0)
 
 
@@ -125,6 +127,51 @@ class CryptSettings(SettingsGroup):
         return self
 
 
+class SessionSettings(SettingsGroup):
+    REFRESH_TOKEN_EXPIRE_DAYS: int = Field(7, gt=0)
+    REFRESH_GRACE_SECONDS: float = Field(10, ge=0)
+    """How long the client that has just spent a refresh token gets the same answer again, should it have been lost."""
+    REAUTHENTICATION_MINUTES: int = Field(15, ge=0)
+    """Age of a session from which on the e-mail address and the account are touched only with the password."""
+
+
+class AbuseLimitSettings(SettingsGroup):
+    """Counted by the rate limiter, so without its group there is none of these limits. Periods are in seconds."""
+
+    LOGIN_LIMIT_PER_ADDRESS: int = Field(10, gt=0)
+    LOGIN_PERIOD_PER_ADDRESS: int = Field(300, gt=0)
+    LOGIN_LIMIT_PER_ACCOUNT: int = Field(100, gt=0)
+    LOGIN_PERIOD_PER_ACCOUNT: int = Field(3600, gt=0)
+    SIGN_UP_LIMIT: int = Field(100, gt=0)
+    SIGN_UP_PERIOD: int = Field(3600, gt=0)
+    PASSWORD_RESET_LIMIT: int = Field(20, gt=0)
+    PASSWORD_RESET_PERIOD: int = Field(3600, gt=0)
+
+
+class WebSecuritySettings(SettingsGroup):
+    CORS_ORIGINS: str = ""
+    """Origins whose pages may call the API, comma-separated, or `*`; none: no page of another origin may."""
+    ALLOWED_HOSTS: str = ""
+    """Names by which the service may be called, comma-separated, `*.example.com` for all below; none: any."""
+    HSTS_MAX_AGE: int = Field(365 * 24 * 3600, ge=0)
+    """Seconds for which browsers are told, outside `local`, to come by HTTPS only."""
+
+
+class MailSettings(SettingsGroup):
+    """Without SMTP_HOST mail goes to the console in `local`; elsewhere there is no mail, and no password reset."""
+
+    SMTP_HOST: str | None = None
+    SMTP_PORT: Port = 587
+    SMTP_USER: str | None = None
+    SMTP_PASSWORD: SecretStr | None = None
+    SMTP_SECURITY: Literal["starttls", "tls", "none"] = "starttls"
+    SMTP_TIMEOUT: Seconds = 10
+    MAIL_FROM: str = "noreply@localhost"
+    PASSWORD_RESET_MINUTES: int = Field(30, gt=0)
+    PASSWORD_RESET_URL: str | None = None
+    """Address of a page of yours that is called with `?token=…`; none: the mail has the token itself."""
+
+
 class FirstUserSettings(SettingsGroup):
     ADMIN_NAME: str = "admin"
     ADMIN_EMAIL: str = "admin@admin.com"
@@ -158,6 +205,10 @@ class RedisQueueSettings(SettingsGroup):
     REDIS_QUEUE_DB: int = Field(0, ge=0)
     REDIS_QUEUE_PASSWORD: SecretStr | None = None
     REDIS_QUEUE_TIMEOUT: Seconds = 1
+    JOB_TIMEOUT: int = Field(300, gt=0)
+    JOB_MAX_TRIES: int = Field(5, gt=0)
+    JOB_RETRY_DELAY: Seconds = 5
+    """Seconds until a failed job runs again, doubled for each try."""
 
 
 class RedisRateLimiterSettings(SettingsGroup):
@@ -180,6 +231,10 @@ class Settings(
     AppSettings,
     PostgresSettings,
     CryptSettings,
+    SessionSettings,
+    AbuseLimitSettings,
+    WebSecuritySettings,
+    MailSettings,
     FirstUserSettings,
     TestSettings,
     RedisCacheSettings,
