@@ -1,6 +1,9 @@
 """Two engines: one for transactions, one for single read-only statements. What each waits for is bounded."""
 
+import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, cast
@@ -29,7 +32,6 @@ from app.core.exceptions import (
 logger = logging.getLogger(__name__)
 
 _SESSION = "app.session"
-_away: set[str] = set()  # servers, for one line in the log for an outage
 AfterCommit = Callable[[], Awaitable[None]]
 
 # SQLSTATEs that say "not now", besides the classes 08 (connection) and 53 (resources):
@@ -73,20 +75,71 @@ def database_url(server: str = settings.POSTGRES_SERVER) -> URL:
     )
 
 
+class _Server:
+    """Whether a server answers. While it is silent one request a `PAUSE` tries to connect, and no other waits for it.
+
+    Otherwise each would wait in vain, for a connection first and then for the server: an outage would cost more time
+    the more requests there are.
+    """
+
+    PAUSE = 1.0
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._is_away = False
+        self._is_silent = False
+        self._next_try = -math.inf
+
+    async def connect(self, *args: Any, **kwargs: Any) -> asyncpg.Connection:
+        if self._is_silent and time.monotonic() < self._next_try:
+            raise DatabaseUnavailableError
+        self._next_try = time.monotonic() + settings.POSTGRES_CONNECT_TIMEOUT + self.PAUSE
+        try:
+            connection: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
+        except (OSError, TimeoutError) as error:
+            self.fell_silent(error, self.PAUSE)
+            raise DatabaseUnavailableError from error
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # it answers, if only to say no
+            self._went_away(error)
+            raise DatabaseUnavailableError from error
+        if self._is_away:
+            logger.warning("database back", extra={"server": self.address})
+        self._is_away = self._is_silent = False
+        return connection
+
+    def fell_silent(self, error: BaseException, pause: float = 0) -> None:
+        """Let the next one try after `pause` seconds."""
+        self._went_away(error)
+        if pause or not self._is_silent:
+            self._next_try = time.monotonic() + pause
+        self._is_silent = True
+
+    def _went_away(self, error: BaseException) -> None:
+        if not self._is_away:
+            values = {"server": self.address, "error": f"{type(error).__name__}: {error}"}
+            logger.warning("database away", extra=values)
+        self._is_away = True
+
+    def refuse_dead_connection(self, dbapi_connection: Any, *_: Any) -> None:
+        """Let the pool replace it. This costs nothing, unlike a ping, and finds all whose server has ended."""
+        connection = dbapi_connection.driver_connection
+        if self._is_silent:
+            connection.terminate()  # a polite end would wait for an answer
+        if connection.is_closed():
+            raise DisconnectionError
+
+
+_servers: dict[str, _Server] = {}
+
+
+def _server_at(host: object, port: object) -> _Server:
+    address = f"{host}:{port}"
+    return _servers.setdefault(address, _Server(address))
+
+
 async def connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
     """Open a connection, or say that the database is away: what the driver raises here has no common base."""
-    server = f"{kwargs.get('host')}:{kwargs.get('port')}"
-    try:
-        connection: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if server not in _away:
-            logger.warning("database away", extra={"server": server, "error": f"{type(error).__name__}: {error}"})
-        _away.add(server)
-        raise DatabaseUnavailableError from error
-    if server in _away:
-        logger.warning("database back", extra={"server": server})
-        _away.discard(server)
-    return connection
+    return await _server_at(kwargs.get("host"), kwargs.get("port")).connect(*args, **kwargs)
 
 
 def _create_engine(server: str, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
@@ -95,8 +148,9 @@ def _create_engine(server: str, server_settings: Mapping[str, str], **options: A
         "lock_timeout": settings.POSTGRES_LOCK_TIMEOUT,
         "idle_in_transaction_session_timeout": 2 * settings.POSTGRES_STATEMENT_TIMEOUT,
     }
+    url = database_url(server)
     engine = create_async_engine(
-        database_url(server),
+        url,
         pool_size=settings.POSTGRES_POOL_SIZE,
         max_overflow=0,
         pool_timeout=settings.POSTGRES_POOL_TIMEOUT,
@@ -105,7 +159,7 @@ def _create_engine(server: str, server_settings: Mapping[str, str], **options: A
             "async_creator_fn": connect,
             "timeout": settings.POSTGRES_CONNECT_TIMEOUT,
             # The server ends a statement at its timeout; the client gives up a moment later, when the server is gone.
-            "command_timeout": settings.POSTGRES_STATEMENT_TIMEOUT + 1,
+            "command_timeout": settings.POSTGRES_STATEMENT_TIMEOUT + 0.5,
             "statement_cache_size": settings.POSTGRES_STATEMENT_CACHE_SIZE,
             "prepared_statement_cache_size": settings.POSTGRES_STATEMENT_CACHE_SIZE,
             "server_settings": {
@@ -116,23 +170,21 @@ def _create_engine(server: str, server_settings: Mapping[str, str], **options: A
         },
         **options,
     )
-    event.listen(engine.sync_engine, "checkout", _refuse_closed_connection)
+    event.listen(engine.sync_engine, "checkout", _server_at(url.host, url.port).refuse_dead_connection)
     event.listen(engine.sync_engine, "handle_error", _translate_error)
     return engine
-
-
-def _refuse_closed_connection(dbapi_connection: Any, *_: Any) -> None:
-    # Costs nothing, unlike a ping, and finds every connection whose server has ended: the pool then opens another.
-    if dbapi_connection.driver_connection.is_closed():
-        raise DisconnectionError
 
 
 def _translate_error(context: ExceptionContext) -> None:
     """Turn what PostgreSQL refuses into errors of ours; anything else passes as it is."""
     original = context.original_exception
     if isinstance(original, TimeoutError):
-        # The client has given up, the server may still be at it: nobody else may get this connection.
+        # The client has given up, the server may still be at it: nobody else may get this connection, and its end
+        # is not waited for.
         context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+        if context.connection is not None and context.engine is not None:
+            cast(Any, context.connection.connection.driver_connection).terminate()
+            _server_at(context.engine.url.host, context.engine.url.port).fell_silent(original)
     cause = original.__cause__ or original
     state: str = getattr(cause, "sqlstate", None) or ""
     translated: AppError
@@ -201,18 +253,24 @@ async def transaction() -> AsyncIterator[AsyncSession]:
     """Open a unit of work: commit at the end, roll back on any exception, then run the after-commit callbacks."""
     try:
         async with local_session() as db:
-            reached_commit = False
+            yield db
+            ending = asyncio.create_task(_commit(db))
             try:
-                async with db.begin():
-                    yield db
-                    reached_commit = True
-            except BaseException:
-                if reached_commit:  # it may have been done, though its answer did not come
-                    await _run_after_commit(db, is_known=False)
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:  # the request has been given up: not between a commit and what follows it
+                await asyncio.gather(ending, return_exceptions=True)
                 raise
-            await _run_after_commit(db)
     except PoolTimeoutError as error:
         raise DatabaseUnavailableError from error
+
+
+async def _commit(db: AsyncSession) -> None:
+    try:
+        await db.commit()
+    except BaseException:  # it may have been done, though its answer did not come
+        await _run_after_commit(db, is_known=False)
+        raise
+    await _run_after_commit(db)
 
 
 def on_commit(db: AsyncSession, callback: AfterCommit, *, even_if_unknown: bool = False) -> None:
@@ -231,6 +289,16 @@ async def _run_after_commit(db: AsyncSession, *, is_known: bool = True) -> None:
             await callback()
         except Exception:  # the data is saved: what follows from it must not turn the answer into an error
             logger.exception("after-commit callback failed")
+
+
+async def close_engines() -> None:
+    """Close the connections, or leave them to the process's end when the server does not answer."""
+    for each in (engine, read_engine):
+        try:
+            async with asyncio.timeout(settings.POSTGRES_CONNECT_TIMEOUT):
+                await each.dispose()
+        except TimeoutError:
+            await each.dispose(close=False)
 
 
 async def async_get_db(connection: HTTPConnection) -> AsyncSession:

@@ -2,24 +2,36 @@
 than the rest of a small request.
 """
 
+import asyncio
+import hashlib
 import json
 import logging
 import re
+from collections.abc import Sequence
 from uuid import uuid4
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core import audit
+from app.core.config import ClientSideCacheSettings, EnvironmentOption, Settings, WebSecuritySettings
 from app.core.logger import request_id
 
 logger = logging.getLogger(__name__)
 
+Headers = list[tuple[bytes, bytes]]
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+?)\.?(:[0-9]*)?")
+_ENTITY_TAG = re.compile(rb'(?:W/)?("[^"]*")')
+_ANY_HOST = {"/health", "/health/ready"}  # whoever probes comes by address
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
+_PRIVATE = (b"cache-control", b"private, no-store")
+_VARY = (b"vary", b"Authorization")
 _RESPONSE_HEADERS = "app.response_headers"
 
 
@@ -28,15 +40,30 @@ def add_response_headers(scope: Scope, headers: dict[str, str]) -> None:
     scope[_RESPONSE_HEADERS].extend((name.lower().encode(), value.encode()) for name, value in headers.items())
 
 
+def names(setting: str) -> list[str]:
+    """The parts of a comma-separated setting."""
+    return [name for name in map(str.strip, setting.split(",")) if name]
+
+
 class RequestMiddleware:
-    """Gives each request an id, answers HEAD as GET without its body, refuses bodies of more than `max_body_bytes`,
-    adds headers, and turns an unexpected error into a 500 without an end to the connection, which the next request on
-    it would pay for.
+    """Gives each request an id and an end after `REQUEST_TIMEOUT`, answers HEAD as GET without its body, refuses
+    bodies of more than `MAX_BODY_BYTES` and foreign hosts, adds headers, writes the audit event, and turns an
+    unexpected error into a 500 without an end to the connection, which the next request on it would pay for.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
-        self.max_body_bytes = max_body_bytes
+        self.settings = settings
+        self.max_body_bytes = settings.MAX_BODY_BYTES
+        self.allowed_hosts: list[str] = []
+        self.headers: Headers = [*_SECURITY_HEADERS]
+        self.own_headers: Headers = [(b"content-type", b"application/json")]
+        if isinstance(settings, WebSecuritySettings):
+            self.allowed_hosts = names(settings.ALLOWED_HOSTS.lower())
+            if settings.ENVIRONMENT is not EnvironmentOption.LOCAL:
+                self.headers.append((b"strict-transport-security", b"max-age=%d" % settings.HSTS_MAX_AGE))
+        if isinstance(settings, ClientSideCacheSettings):
+            self.own_headers += [_PRIVATE, _VARY]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,37 +73,55 @@ class RequestMiddleware:
         given = headers.get(b"x-request-id", b"")
         identity = given if _REQUEST_ID.fullmatch(given) else uuid4().hex.encode()
         request_id.set(identity.decode())
-        extra: list[tuple[bytes, bytes]] = [*_SECURITY_HEADERS, (b"x-request-id", identity)]
-        is_head = scope["method"] == "HEAD"
+        extra = [*self.headers, (b"x-request-id", identity)]
+        method = scope["method"]
+        is_head = method == "HEAD"
         # A copy: the server looks at its own to know that the answer to HEAD has no body.
-        scope = {**scope, _RESPONSE_HEADERS: extra, "method": "GET" if is_head else scope["method"]}
-        started = False
+        scope = {**scope, _RESPONSE_HEADERS: extra, "method": "GET" if is_head else method}
+        status: int | None = None
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *extra]
             elif is_head:
                 message = {**message, "body": b""}
             await send(message)
 
-        async def answer(status: int, content: dict[str, str]) -> None:
+        async def answer(status: int, content: dict[str, str], *more: tuple[bytes, bytes]) -> None:
             body = json.dumps(content).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            headers = [*self.own_headers, (b"content-length", str(len(body)).encode()), *more]
             await send_with_headers({"type": "http.response.start", "status": status, "headers": headers})
             await send_with_headers({"type": "http.response.body", "body": body})
 
-        if _announced(headers) > self.max_body_bytes:
-            await answer(413, {"detail": self.too_large})
+        if refusal := self._refusal(scope, headers):
+            await answer(*refusal)
             return
+        deadline = asyncio.timeout(self.settings.REQUEST_TIMEOUT)
         try:
-            await self.app(scope, self._within_limit(receive), send_with_headers)
+            async with deadline:
+                await self.app(scope, self._within_limit(receive), send_with_headers)
         except Exception:  # whatever it is, one request must not end the connection of the next
-            if started:
+            if status is not None:
                 raise
-            logger.exception("unhandled error", extra={"method": scope["method"], "path": scope["path"]})
-            await answer(500, {"detail": "Internal server error", "request_id": identity.decode()})
+            values = {"method": scope["method"], "path": scope["path"]}
+            if deadline.expired():
+                logger.warning("request timed out", extra=values)
+                detail = "The request took too long: try again, with less at once or later"
+                await answer(503, {"detail": detail}, (b"retry-after", b"1"))
+            else:
+                logger.exception("unhandled error", extra=values)
+                await answer(500, {"detail": "Internal server error", "request_id": identity.decode()})
+        finally:
+            audit.write(scope, method, status, self.settings)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, dict[str, str]] | None:
+        if self.allowed_hosts and scope["path"] not in _ANY_HOST and not self._is_allowed_host(scope["headers"]):
+            return 400, {"detail": "The service is not called by the name in the Host header"}
+        if _announced(headers) > self.max_body_bytes:
+            return 413, {"detail": self.too_large}
+        return None
 
     @property
     def too_large(self) -> str:
@@ -96,6 +141,17 @@ class RequestMiddleware:
 
         return receive_and_count
 
+    def _is_allowed_host(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        given = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        match = _HOST.fullmatch(given[0].lower()) if len(given) == 1 else None
+        if match is None:
+            return False
+        host = match[1]
+        return any(
+            name in ("*", host) or (name.startswith("*.") and host.endswith(name[1:]) and host != name[1:])
+            for name in self.allowed_hosts
+        )
+
 
 def _announced(headers: dict[bytes, bytes]) -> int:
     length = headers.get(b"content-length", b"")
@@ -103,29 +159,55 @@ def _announced(headers: dict[bytes, bytes]) -> int:
 
 
 class ClientCacheMiddleware:
-    """Lets browsers and proxies keep successful answers to requests without credentials for `max_age` seconds, and
-    nothing else. An endpoint that sets `Cache-Control` itself has the last word.
+    """Lets browsers and proxies keep successful answers to requests without credentials for `CLIENT_CACHE_MAX_AGE`
+    seconds, and nothing else; gives these an ETag, and 304 to who has the answer already. An endpoint that sets
+    `Cache-Control` itself has the last word.
     """
 
     def __init__(self, app: ASGIApp, max_age: int) -> None:
         self.app = app
         self.public = (b"cache-control", b"public, max-age=%d" % max_age)
-        self.private = (b"cache-control", b"private, no-store")
-        self.vary = (b"vary", b"Authorization")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        shareable = scope["method"] in {"GET", "HEAD"} and not any(
+        is_shareable = scope["method"] == "GET" and not any(
             name in (b"authorization", b"cookie") for name, _ in scope["headers"]
         )
+        held: Message | None = None  # a start whose tag depends on the body
 
         async def send_with_cache_control(message: Message) -> None:
+            nonlocal held
             if message["type"] == "http.response.start":
-                headers = message["headers"] = [*message.get("headers", ()), self.vary]
-                if not any(name == b"cache-control" for name, _ in headers):
-                    headers.append(self.public if shareable and 200 <= message["status"] < 300 else self.private)
+                headers = message["headers"] = [*message.get("headers", ()), _VARY]
+                present = {name for name, _ in headers}
+                if b"cache-control" not in present:
+                    status = message["status"]
+                    is_kept = is_shareable and (200 <= status < 300 or status == 304)
+                    headers.append(self.public if is_kept else _PRIVATE)
+                    if is_kept and status == 200 and b"etag" not in present:
+                        held = message
+                        return
+            elif held is not None:
+                start, held = held, None
+                if not message.get("more_body", False) and _is_known(scope, start, message.get("body", b"")):
+                    message = {**message, "body": b""}
+                await send(start)
             await send(message)
 
         await self.app(scope, receive, send_with_cache_control)
+
+
+def _is_known(scope: Scope, start: Message, body: bytes) -> bool:
+    """Tag the answer; make it a 304 when the client has it already."""
+    tag = b'"%s"' % hashlib.blake2b(body, digest_size=16).hexdigest().encode()
+    start["headers"].append((b"etag", tag))
+    tags = b", ".join(value for name, value in scope["headers"] if name == b"if-none-match")
+    if tags.strip() != b"*" and tag not in _ENTITY_TAG.findall(tags):
+        return False
+    start["status"] = 304
+    start["headers"] = [
+        (name, value) for name, value in start["headers"] if name not in (b"content-length", b"content-type")
+    ]
+    return True

@@ -13,6 +13,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
@@ -24,17 +25,20 @@ from app.core.config import (
     RedisQueueSettings,
     RedisRateLimiterSettings,
     Settings,
+    WebSecuritySettings,
 )
-from app.core.database import engine, read_engine
+from app.core.database import close_engines
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.logger import setup_logging
-from app.core.middleware import ClientCacheMiddleware, RequestMiddleware
+from app.core.middleware import ClientCacheMiddleware, RequestMiddleware, names
 from app.core.rate_limit import limiter
 
 logger = logging.getLogger(__name__)
 
 ExceptionHandler = Callable[[Request, Any], Awaitable[Response]]
 DOCS_ASSETS = "/docs/assets"
+# What a page of another origin may read of an answer, besides its body.
+EXPOSED_HEADERS = ["X-Request-ID", "ETag", "Retry-After", "RateLimit", "RateLimit-Policy"]
 
 
 def create_application(
@@ -48,10 +52,21 @@ def create_application(
 
     The docs are open in the local environment, behind `docs_guard` in staging and absent in production.
     """
-    middleware = [Middleware(RequestMiddleware, max_body_bytes=settings.MAX_BODY_BYTES)]
+    middleware = [Middleware(RequestMiddleware, settings=settings)]
     if isinstance(settings, ClientSideCacheSettings):
-        # Around the other, whose answers to what went wrong must not be kept either.
-        middleware.insert(0, Middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE))
+        # Inside, where the answer to HEAD has its body still.
+        middleware.append(Middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE))
+    if isinstance(settings, WebSecuritySettings) and (origins := names(settings.CORS_ORIGINS)):
+        # Around all, so that a page of another origin can read every error, too.
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_credentials="*" not in origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+        middleware.insert(0, cors)
     contact = {"name": settings.CONTACT_NAME, "email": settings.CONTACT_EMAIL}
     if "@" not in (settings.CONTACT_EMAIL or ""):
         contact.pop("email")
@@ -106,8 +121,7 @@ def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     async def run(_: FastAPI) -> AsyncIterator[None]:
         setup_logging()
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(engine.dispose)
-            stack.push_async_callback(read_engine.dispose)
+            stack.push_async_callback(close_engines)
             if isinstance(settings, RedisCacheSettings):
                 cache.store.open(settings)
                 stack.push_async_callback(cache.store.close)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
@@ -15,15 +16,18 @@ from scripts.servers import HOST
 from tests.fixtures import LogRecords
 
 
-def build(*routers: APIRouter) -> FastAPI:
-    """Build an application with these routes; it uses the servers that the fixture `app` has opened."""
+def build(*routers: APIRouter, **changes: Any) -> FastAPI:
+    """Build an application with these routes and changes of the settings; it uses the servers that the fixture `app`
+    has opened.
+    """
     logger = logging.getLogger("app")
     recorders = [handler for handler in logger.handlers if isinstance(handler, LogRecords)]
     router = APIRouter()
     for part in routers:
         router.include_router(part)
+    own_settings = settings.model_copy(update=changes)
     application = create_application(
-        router, settings, exception_handlers=exception_handlers, docs_guard=get_docs_reader
+        router, own_settings, exception_handlers=exception_handlers, docs_guard=get_docs_reader
     )
     for recorder in recorders:  # building an application configures its logger anew
         logger.addHandler(recorder)

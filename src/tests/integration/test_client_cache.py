@@ -1,12 +1,16 @@
 """What browsers and proxies may keep: successful answers to requests without credentials, and nothing else."""
 
+from collections.abc import AsyncIterator
+
 import httpx
 import pytest
 from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
 
 from app.models.user import User
 from tests.factories import PASSWORD, make_post
 from tests.fixtures import HeadersFor, open_client
+from tests.helper import sign_in
 from tests.integration.own_app import build
 
 API = "/api/v1"
@@ -105,3 +109,89 @@ async def test_endpoint_has_the_last_word(client: httpx.AsyncClient) -> None:
         answer = await own_client.get("/own")
     check(answer, 200, "public, max-age=5")
     assert answer.headers.get_list("vary") == ["Accept", "Authorization"]
+    assert "etag" not in answer.headers
+
+
+class TestEntityTag:
+    async def get(self, client: httpx.AsyncClient, path: str, known: str, method: str = "GET") -> httpx.Response:
+        return await client.request(method, path, headers={"If-None-Match": known})
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    async def test_known_answer_is_not_sent_again(self, client: httpx.AsyncClient, user: User, method: str) -> None:
+        for path in (f"{API}/users", f"{API}/{user.username}/posts", f"{API}/{user.username}/posts"):
+            first = await client.get(path)
+            tag = first.headers["etag"]
+            for known in (tag, f"W/{tag}", f'"other", {tag}', f'"a,b",W/"x" , W/{tag}', "*", " * "):
+                answer = await self.get(client, path, known, method)
+                check(answer, 304, PUBLIC)
+                assert (answer.content, answer.headers["etag"]) == (b"", tag)
+                assert "content-length" not in answer.headers
+                assert "x-request-id" in answer.headers
+
+    async def test_other_tags(self, client: httpx.AsyncClient) -> None:
+        tag = (await client.get(f"{API}/users")).headers["etag"]
+        for known in ('"other"', tag.strip('"'), tag[:-1], f'"{tag}"x', "", '"', "W/*", "*, *"):
+            check(await self.get(client, f"{API}/users", known), 200, PUBLIC)
+
+    async def test_two_header_lines(self, client: httpx.AsyncClient) -> None:
+        tag = (await client.get(f"{API}/users")).headers["etag"]
+        answer = await client.get(f"{API}/users", headers=[("If-None-Match", '"a"'), ("If-None-Match", tag)])
+        assert answer.status_code == 304
+
+    async def test_head_has_the_headers_of_get(self, client: httpx.AsyncClient, user: User) -> None:
+        get, head = [await client.request(method, f"{API}/users") for method in ("GET", "HEAD")]
+        assert head.content == b""
+        assert int(head.headers["content-length"]) == len(get.content)
+        for name in ("etag", "content-length", "content-type", "cache-control", "vary"):
+            assert head.headers[name] == get.headers[name]
+
+    async def test_changes_with_the_answer(self, client: httpx.AsyncClient, user: User) -> None:
+        path = f"{API}/user/{user.username}"
+        tag = (await client.get(path)).headers["etag"]
+        headers = await sign_in(client, user)
+        assert (await client.patch(path, json={"name": "Other Name"}, headers=headers)).status_code == 200
+        answer = await self.get(client, path, tag)
+        check(answer, 200, PUBLIC)
+        assert answer.json()["name"] == "Other Name"
+        assert answer.headers["etag"] != tag
+
+    async def test_not_on_what_is_not_kept(
+        self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]
+    ) -> None:
+        for path, headers in (
+            (f"{API}/users", user_headers),
+            (f"{API}/user/me", user_headers),
+            (f"{API}/user/nobody", {}),
+            ("/health", {}),
+        ):
+            answer = await client.get(path, headers={**headers, "If-None-Match": "*"})
+            assert answer.status_code in {200, 404}
+            assert "etag" not in answer.headers
+
+    async def test_streams_pass_as_they_come(self, client: httpx.AsyncClient) -> None:
+        router = APIRouter()
+
+        @router.get("/stream")
+        async def stream() -> StreamingResponse:
+            async def parts() -> AsyncIterator[bytes]:
+                for part in (b"one ", b"two"):
+                    yield part
+
+            return StreamingResponse(parts())
+
+        @router.get("/nothing", status_code=204)
+        async def nothing() -> None:
+            return None
+
+        async with open_client(build(router)) as own:
+            for path, status, content in (("/stream", 200, b"one two"), ("/nothing", 204, b"")):
+                answer = await self.get(own, path, "*")
+                check(answer, status, PUBLIC)
+                assert answer.content == content
+                assert "etag" not in answer.headers
+
+    async def test_files_keep_their_own(self, client: httpx.AsyncClient) -> None:
+        path = "/docs/assets/swagger-ui.css"
+        first = await client.get(path)
+        check(first, 200, PUBLIC)
+        check(await self.get(client, path, first.headers["etag"]), 304, PUBLIC)

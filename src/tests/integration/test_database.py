@@ -1,6 +1,7 @@
 """Transactions, what follows them, the reader, and what PostgreSQL's errors become."""
 
 import asyncio
+import functools
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -49,6 +50,7 @@ from app.schemas.tier import TierCreateInternal
 from scripts.servers import Postgres
 from tests.factories import make_tier, make_user
 from tests.fixtures import Fetch, LogRecords, RunServer, Statements, open_client
+from tests.helper import wait_until
 
 TIERS = "SELECT name FROM tier ORDER BY id"
 
@@ -172,6 +174,55 @@ class TestOnCommit:
             await write_and_lose_the_connection()
         assert seen == ["ran"]
 
+    async def test_follows_a_commit_in_which_its_request_is_given_up(
+        self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
+    ) -> None:
+        """Between a commit and what follows from it nobody can be stopped: a cache would keep the older answer."""
+        seen: list[Any] = []
+
+        async def look() -> None:
+            await asyncio.sleep(0)
+            seen.append(await fetch(TIERS))
+
+        async def write() -> None:
+            async with transaction() as db:
+                on_commit(db, look)
+                on_commit(db, look)
+                await write_tier(db)
+
+        async with postgres.transaction():
+            await postgres.execute("SELECT pg_advisory_xact_lock(7)")
+            writing = asyncio.create_task(write())
+            await wait_until(functools.partial(is_waiting, postgres))
+            writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert seen == [[{"name": "new"}]] * 2
+        assert "Current Checked out connections: 0" in engine.pool.status()
+
+    async def test_is_dropped_when_such_a_commit_fails(
+        self, postgres: "asyncpg.Connection[Any]", slow_commit: None, deferred_table: None, fetch: Fetch
+    ) -> None:
+        seen: list[str] = []
+
+        async def never() -> None:
+            seen.append("ran")
+
+        async def write() -> None:
+            async with transaction() as db:
+                on_commit(db, never)
+                await write_tier(db)
+                await db.execute(text("INSERT INTO deferred (tier_id) VALUES (99)"))
+
+        async with postgres.transaction():
+            await postgres.execute("SELECT pg_advisory_xact_lock(7)")
+            writing = asyncio.create_task(write())
+            await wait_until(functools.partial(is_waiting, postgres))
+            writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert (seen, await fetch(TIERS)) == ([], [])
+
     async def test_failure_is_logged_and_stops_no_other(self, fetch: Fetch, logs: LogRecords) -> None:
         seen: list[str] = []
 
@@ -200,6 +251,26 @@ async def deferred_table(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[N
     )
     yield
     await postgres.execute("DROP TABLE deferred")
+
+
+@pytest.fixture
+async def slow_commit(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
+    """Let each commit that made a tier wait for the advisory lock 7."""
+    await postgres.execute(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END $$"
+    )
+    await postgres.execute(
+        "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON tier DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION wait()"
+    )
+    yield
+    await postgres.execute("DROP FUNCTION wait CASCADE")
+
+
+async def is_waiting(postgres: "asyncpg.Connection[Any]") -> bool:
+    query = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted)"
+    return bool(await postgres.fetchval(query))
 
 
 # -------- requests --------
@@ -425,13 +496,13 @@ class TestConnectionSettings:
         ("name", "value"),
         [
             ("TimeZone", "UTC"),
-            ("statement_timeout", "5s"),
-            ("lock_timeout", "2s"),
-            ("idle_in_transaction_session_timeout", "10s"),
+            ("statement_timeout", f"{settings.POSTGRES_STATEMENT_TIMEOUT * 1000:.0f}ms"),
+            ("lock_timeout", f"{settings.POSTGRES_LOCK_TIMEOUT * 1000:.0f}ms"),
+            ("idle_in_transaction_session_timeout", f"{settings.POSTGRES_STATEMENT_TIMEOUT * 2000:.0f}ms"),
         ],
     )
     async def test_on_both_engines(self, name: str, value: str) -> None:
-        query = text("SELECT current_setting(:name) AS value")
+        query = text("SELECT setting || COALESCE(unit, '') AS value FROM pg_settings WHERE name = :name")
         async with transaction() as db:
             assert (await db.execute(query, {"name": name})).scalar_one() == value
         [row] = await Reader().fetch_all(query, {"name": name})
@@ -517,6 +588,7 @@ class TestErrors:
 
         async def lock_both(first: User, second: User) -> None:
             async with transaction() as db:
+                await db.execute(text("SET LOCAL lock_timeout = '20s'"))
                 await db.execute(update, {"id": first.id})
                 await both_hold_one.wait()
                 await db.execute(update, {"id": second.id})

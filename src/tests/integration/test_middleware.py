@@ -1,24 +1,46 @@
-"""What surrounds every request: HEAD, ids, headers, the limit of bodies, and errors that nobody foresaw."""
+"""What surrounds every request: HEAD, ids, headers, hosts, the limits of bodies and time, unforeseen errors."""
 
+import asyncio
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import httpx
 import pytest
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
+from sqlalchemy import text
+from starlette.types import Receive, Scope, Send
 
+from app.api import router as api_router
+from app.core.config import EnvironmentOption
+from app.core.database import SessionDep
 from app.models.user import User
 from scripts.servers import HOST
 from tests.environment import SRC
-from tests.fixtures import LogRecords, RunServer, open_client
+from tests.factories import make_post
+from tests.fixtures import Fetch, LogRecords, RunServer, open_client
+from tests.helper import sign_in
 from tests.integration.own_app import MODULE, build
 
 BROKEN = """
 @router.get("/broken")
 async def broken() -> None:
     raise RuntimeError("a secret")
+"""
+ENDLESS = """
+from fastapi.responses import StreamingResponse
+
+@router.get("/endless")
+async def endless() -> StreamingResponse:
+    async def parts():
+        while True:
+            yield b"more "
+            await asyncio.sleep(0.05)
+
+    return StreamingResponse(parts())
 """
 LIMIT = 100_000
 TOO_LARGE = {"detail": f"The body is too large: send no more than {LIMIT} bytes"}
@@ -161,3 +183,146 @@ async def test_host_header_decides_nothing(client: httpx.AsyncClient) -> None:
         response = await client.get(path, headers={"Host": "evil.example"})
         assert response.status_code == 404
         assert "location" not in response.headers
+
+
+class TestTrustedHosts:
+    HOSTS = "api.example.com, *.example.org, [2001:db8::1]"
+
+    async def statuses(self, *hosts: bytes, path: str = "/api/v1/users") -> list[int]:
+        async with open_client(build(api_router, ALLOWED_HOSTS=self.HOSTS)) as own:
+            return [(await own.get(path, headers={b"Host": host})).status_code for host in hosts]
+
+    async def test_any_by_default(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/api/v1/users", headers={"Host": "evil.example"})).status_code == 200
+
+    async def test_named_ones(self, client: httpx.AsyncClient) -> None:
+        names = ["api.example.com", "API.Example.COM:8000", "api.example.com.", "a.b.example.org:1", "[2001:db8::1]:80"]
+        assert await self.statuses(*(name.encode() for name in names)) == [200] * len(names)
+
+    async def test_others(self, client: httpx.AsyncClient) -> None:
+        names = [
+            *(b"", b".", b":80", b"evil.example", b"api.example.com.evil.example", b"evil.example#api.example.com"),
+            *(b"example.org", b".example.org:x", b"evilexample.org", b"api.example.com:80:80", b"a@api.example.com"),
+            *(b"[::1]", b"[api.example.com]", b"\xff", b"x" * 5000, b"api.example.com, api.example.com", b"[", b"]:"),
+        ]
+        assert await self.statuses(*names) == [400] * len(names)
+
+    async def test_missing_or_given_twice(self, client: httpx.AsyncClient) -> None:
+        for hosts in ([], [(b"host", b"api.example.com"), (b"host", b"evil.example")]):
+            async with open_client(WithHeaders(build(api_router, ALLOWED_HOSTS=self.HOSTS), hosts)) as own:
+                answer = await own.get("/api/v1/users")
+                assert (await own.get("/health")).status_code == 200
+            assert answer.status_code == 400
+            assert answer.json() == {"detail": "The service is not called by the name in the Host header"}
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cache-control"] == "private, no-store"
+
+    async def test_who_probes_comes_by_address(self, client: httpx.AsyncClient) -> None:
+        for path in ("/health", "/health/ready"):
+            assert await self.statuses(b"10.0.0.1:8000", b"", path=path) == [200, 200]
+
+
+class WithHeaders:
+    """An application that gets these headers in place of those that came."""
+
+    def __init__(self, app: FastAPI, headers: list[tuple[bytes, bytes]]) -> None:
+        self.app = app
+        self.headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app({**scope, "headers": self.headers}, receive, send)
+
+
+class TestTransportSecurity:
+    async def test_not_in_local(self, client: httpx.AsyncClient) -> None:
+        assert "strict-transport-security" not in (await client.get("/health")).headers
+
+    @pytest.mark.parametrize("environment", [EnvironmentOption.STAGING, EnvironmentOption.PRODUCTION])
+    async def test_elsewhere(self, client: httpx.AsyncClient, environment: EnvironmentOption) -> None:
+        async with open_client(build(ENVIRONMENT=environment, HSTS_MAX_AGE=60)) as own:
+            for path in ("/health", "/nowhere"):
+                assert (await own.get(path)).headers["strict-transport-security"] == "max-age=60"
+
+
+@pytest.fixture
+async def slow_commit(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
+    """Let each commit that changed a post wait for the advisory lock 7."""
+    await postgres.execute(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END $$"
+    )
+    await postgres.execute(
+        "CREATE CONSTRAINT TRIGGER wait AFTER UPDATE ON post DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION wait()"
+    )
+    yield
+    await postgres.execute("DROP FUNCTION wait CASCADE")
+
+
+class TestRequestTimeout:
+    async def test_nothing_sent_yet(self, client: httpx.AsyncClient, logs: LogRecords, fetch: Fetch) -> None:
+        router = APIRouter()
+
+        @router.post("/slow")
+        async def slow(db: SessionDep) -> None:
+            await db.execute(text("INSERT INTO tier (name, created_at) VALUES ('slow', now())"))
+            await asyncio.sleep(60)
+
+        async with open_client(build(router, REQUEST_TIMEOUT=0.3)) as own:
+            answer = await own.post("/slow")
+        assert answer.status_code == 503
+        assert answer.json() == {"detail": "The request took too long: try again, with less at once or later"}
+        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["cache-control"] == "private, no-store"
+        assert answer.headers["x-request-id"]
+        (record,) = logs.named("request timed out")
+        assert (record.method, record.path) == ("POST", "/slow")  # type: ignore[attr-defined]
+        assert await fetch("SELECT * FROM tier") == []
+        assert (await client.get("/api/v1/users")).status_code == 200
+
+    async def test_in_the_middle_of_a_commit(
+        self, client: httpx.AsyncClient, postgres: "asyncpg.Connection[Any]", slow_commit: None, user: User
+    ) -> None:
+        """The change is made all the same, so no cache may keep the older answer."""
+        post = await make_post(user, title="before")
+        path = f"/api/v1/{user.username}/post/{post.id}"
+        headers = await sign_in(client, user)
+        assert (await client.get(path)).json()["title"] == "before"
+        async with open_client(build(api_router, REQUEST_TIMEOUT=0.3)) as own:
+            async with postgres.transaction():
+                await postgres.execute("SELECT pg_advisory_xact_lock(7)")
+                patching = asyncio.create_task(own.patch(path, json={"title": "after"}, headers=headers))
+                await asyncio.sleep(0.6)  # longer than a request may take, shorter than a lock is waited for
+            answer = await patching
+        assert answer.status_code == 503
+        assert (await client.get(path)).json()["title"] == "after"
+
+    async def test_an_error_of_the_endpoint_is_none(self, client: httpx.AsyncClient) -> None:
+        router = APIRouter()
+
+        @router.get("/own")
+        async def own_error() -> None:
+            raise TimeoutError
+
+        async with open_client(build(router)) as own:
+            assert (await own.get("/own")).status_code == 500
+
+    async def test_on_a_connection(self, run_server: RunServer, tmp_path: Path) -> None:
+        """A body that does not come ends with 503, an answer that has begun with the connection."""
+        (tmp_path / "own.py").write_text(MODULE.replace("{routes}", ENDLESS))
+        environment = {"PYTHONPATH": str(SRC), "REQUEST_TIMEOUT": "0.5"}
+        server = await run_server(["uvicorn", "own:app", "--port", "{port}"], environment=environment, cwd=tmp_path)
+        async with asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection(HOST, server.port)
+            writer.write(b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nretry-after: 1\r\n" in head.lower()
+            writer.close()
+            reader, writer = await asyncio.open_connection(HOST, server.port)
+            writer.write(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert not answer.endswith(b"0\r\n\r\n")  # what would say that this was all
+        assert (await server.client.get("/health")).status_code == 200
