@@ -1,29 +1,64 @@
-"""The job queue: `pool` enqueues, `ArqJob` looks a job up. Jobs and results travel as JSON, never as pickle."""
+"""The job queue: `pool` enqueues, `ArqJob` looks a job up. Jobs and results travel as JSON, never as pickle.
 
-import asyncio
+A job that ends badly, in whichever way, leaves the queue for the list of failed jobs in one and the same transaction.
+"""
+
 import json
-import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterable
+from typing import Any
+from uuid import uuid4
 
-from arq.connections import ArqRedis, RedisSettings
-from arq.constants import in_progress_key_prefix
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix, result_key_prefix, retry_key_prefix
 from arq.jobs import Job as _ArqJob
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from arq.jobs import JobResult, deserialize_result, serialize_job
+from arq.utils import timestamp_ms
+from redis.asyncio.client import Pipeline
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import WatchError
 
 from app.core.config import RedisQueueSettings
+from app.core.exceptions import ConflictError, NotFoundError
 from app.core.redis import RedisServer
 
-logger = logging.getLogger(__name__)
+FAILED_JOBS_KEPT = 1000
+JOB_LIFETIME = 7 * 24 * 3600
+"""Seconds that a job waits for a worker, or for its next try, before it counts as failed."""
 
-T = TypeVar("T")
+# Failed jobs as arq encodes their results, by id; and the ids in the order in which they failed.
+_FAILED = "failed_jobs"
+_FAILED_AT = "failed_jobs:at"
+
+_KEEP_FAILED = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+local oldest = redis.call('ZRANGE', KEYS[2], 0, -1 - ARGV[4])
+for _, id in ipairs(oldest) do
+    redis.call('HDEL', KEYS[1], id)
+    redis.call('ZREM', KEYS[2], id)
+end
+"""
+
+_PAGE_OF_FAILED = """
+local ids = redis.call('ZREVRANGE', KEYS[2], ARGV[1], ARGV[2])
+return {#ids > 0 and redis.call('HMGET', KEYS[1], unpack(ids)) or {}, redis.call('ZCARD', KEYS[2])}
+"""
+
+_RETRY_FAILED = """
+local failed, failed_at, queue, job, result, tries, mark = unpack(KEYS)
+local id, seen, definition, lifetime, now = unpack(ARGV)
+if redis.call('HGET', failed, id) ~= seen then return 'gone' end
+if redis.call('EXISTS', job) == 1 then return 'queued' end
+redis.call('HDEL', failed, id)
+redis.call('ZREM', failed_at, id)
+redis.call('DEL', result, tries, mark)
+redis.call('SET', job, definition, 'PX', lifetime)
+redis.call('ZADD', queue, now, id)
+return 'done'
+"""
 
 server = RedisServer("queue")
-pool: ArqRedis  # there once the lifespan has called `open_pool`
+pool: "JobQueue"  # there once the lifespan has called `open_pool`
 
 
 def __getattr__(name: str) -> Any:
@@ -47,6 +82,77 @@ def deserialize(data: bytes) -> Any:
     return json.loads(data)
 
 
+class JobQueue(ArqRedis):
+    """arq's client of the queue, for the API and the workers, without the ways in which arq's own loses a job."""
+
+    def __init__(self, connection_pool: Any) -> None:
+        super().__init__(
+            connection_pool,
+            job_serializer=serialize,
+            job_deserializer=deserialize,
+            expires_extra_ms=JOB_LIFETIME * 1000,
+        )
+        self.running: set[str] = set()
+        """The marks of the jobs that run in this process."""
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "_Pipeline":
+        return _Pipeline(self, transaction, shard_hint)
+
+    async def enqueue_job(self, function: str, *args: Any, _job_id: str | None = None, **kwargs: Any) -> _ArqJob | None:
+        """As arq has it, but None means that the job is there, and never that the connection was lost."""
+        job_id = _job_id or uuid4().hex
+        while True:
+            job = await super().enqueue_job(function, *args, _job_id=job_id, **kwargs)
+            if job or await self.exists(job_key_prefix + job_id, result_key_prefix + job_id):
+                return job
+
+
+class _Pipeline(Pipeline):
+    def __init__(self, queue: JobQueue, transaction: bool, shard_hint: str | None) -> None:
+        super().__init__(queue.connection_pool, queue.response_callbacks, transaction, shard_hint)
+        self._running = queue.running
+        self._looks: list[tuple[tuple[Any, ...], Any]] = []
+
+    def set(self, name: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """The result of a job is set in the transaction that takes it from the queue: there a failed one is kept."""
+        if str(name).startswith(result_key_prefix):
+            result = deserialize(value)
+            if not result["s"]:
+                values = (result["id"], value, str(result["ft"]), str(FAILED_JOBS_KEPT))
+                self.eval(_KEEP_FAILED, 2, _FAILED, _FAILED_AT, *values)
+        return super().set(name, value, *args, **kwargs)
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        """Begin a look at watched keys anew if the connection is lost: arq's worker would end over it.
+
+        If things have changed meanwhile there is nothing to be seen, and arq leaves the job to whoever has it.
+        """
+        if args[0] == "WATCH":
+            self._looks.clear()
+        while True:
+            try:
+                answer = await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+                break
+            except WatchError:
+                for earlier, known in self._looks.copy():
+                    if await self.immediate_execute_command(*earlier) != known:
+                        return None
+        self._looks.append((args, answer))
+        # A pause of the server outlasts the mark of a job that runs here; arq would start it beside itself.
+        return 1 if args[0] == "EXISTS" and args[1] in self._running else answer
+
+    async def reset(self) -> None:
+        try:
+            await super().reset()  # type: ignore[no-untyped-call]
+        except RedisTimeoutError:  # no answer to UNWATCH: the connection is closed, and with it the watch
+            self.watching = False
+            await super().reset()  # type: ignore[no-untyped-call]
+
+    def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
+        """Name the command without its arguments: those of a job may be secrets, and this goes to the log."""
+        super().annotate_exception(exception, number, [*command][:1])
+
+
 class ArqJob(_ArqJob):
     """arq's job, reading JSON as the pool that it is given."""
 
@@ -64,7 +170,7 @@ def open_pool(settings: RedisQueueSettings) -> None:
         settings.REDIS_QUEUE_PASSWORD,
         settings.REDIS_QUEUE_TIMEOUT,
     )
-    pool = ArqRedis(server.client.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
+    pool = JobQueue(server.client.connection_pool)
 
 
 async def close_pool() -> None:
@@ -73,74 +179,28 @@ async def close_pool() -> None:
     await server.close()
 
 
-class _PatientRetry(Retry):
-    """Repeats a command for as long as its server is away and the worker is not stopped, and says so."""
-
-    worker: ClassVar[asyncio.Task[Any] | None] = None
-
-    def __init__(self) -> None:
-        super().__init__(ExponentialBackoff(cap=1.0, base=0.1), retries=-1)
-
-    async def call_with_retry(self, do: Callable[[], Awaitable[T]], fail: Callable[[RedisError], Any]) -> T:
-        told = False
-
-        async def fail_and_tell(error: RedisError) -> None:
-            nonlocal told
-            if self.worker is not None and self.worker.done():
-                raise error
-            if not told:
-                told = True
-                logger.warning("the worker waits for its queue", extra={"error": f"{type(error).__name__}: {error}"})
-            await fail(error)
-
-        return await super().call_with_retry(do, fail_and_tell)
+# -------- failed jobs --------
+async def failed_jobs(offset: int, limit: int) -> tuple[list[JobResult], int]:
+    """The jobs that ended badly, newest first, and how many there are; the newest `FAILED_JOBS_KEPT` are kept."""
+    found, total = await server.script(_PAGE_OF_FAILED)([_FAILED, _FAILED_AT], [offset, offset + limit - 1])
+    return [deserialize_result(data, deserializer=deserialize) for data in found], total
 
 
-def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
-    """The queue's address for a worker, which waits for its server for as long as it takes."""
-    return RedisSettings(
-        host=settings.REDIS_QUEUE_HOST,
-        port=settings.REDIS_QUEUE_PORT,
-        database=settings.REDIS_QUEUE_DB,
-        password=settings.REDIS_QUEUE_PASSWORD.get_secret_value() if settings.REDIS_QUEUE_PASSWORD else None,
-        retry=_PatientRetry(),
-        retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
-    )
-
-
-def worker_has_started() -> None:
-    """Call it in the worker's main task: once that has ended, its server is no longer waited for."""
-    _PatientRetry.worker = asyncio.current_task()
-
-
-class JobLeases:
-    """Lets the job of a killed worker run again after `SECONDS`, however long jobs may take.
-
-    arq marks a running job for as long as the longest may run; here the mark is short and renewed while we are alive.
-    """
-
-    SECONDS = 30
-
-    def __init__(self, redis: ArqRedis) -> None:
-        self._redis = redis
-        self._job_ids: set[str] = set()
-        self._renewal = asyncio.create_task(self._renew_for_ever())
-
-    async def take(self, job_id: str) -> None:
-        self._job_ids.add(job_id)
-        await self._redis.expire(in_progress_key_prefix + job_id, self.SECONDS)
-
-    def give_up(self, job_id: str) -> None:
-        self._job_ids.discard(job_id)
-
-    def close(self) -> None:
-        self._renewal.cancel()
-
-    async def _renew_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self.SECONDS / 3)
-            for job_id in list(self._job_ids):
-                try:
-                    await self._redis.expire(in_progress_key_prefix + job_id, self.SECONDS)
-                except RedisError:
-                    logger.exception("the mark of a running job was not renewed", extra={"job_id": job_id})
+async def retry_failed_job(job_id: str) -> None:
+    """Put a failed job back into the queue as it was first put there, with all its tries before it."""
+    async with pool.pipeline() as pipe:
+        pipe.hget(_FAILED, job_id)
+        (data,) = await pipe.execute()
+    if data is None:
+        raise NotFoundError("There is no failed task of this id")
+    failed = deserialize(data)
+    now = timestamp_ms()
+    definition = serialize_job(failed["f"], failed["a"], failed["k"], None, now, serializer=serialize)
+    prefixes = (job_key_prefix, result_key_prefix, retry_key_prefix, in_progress_key_prefix)
+    keys = [_FAILED, _FAILED_AT, failed["q"], *(prefix + job_id for prefix in prefixes)]
+    values = [job_id, data, definition, JOB_LIFETIME * 1000, now]
+    outcome = await server.script(_RETRY_FAILED)(keys, values)
+    if outcome == b"gone":  # somebody else was faster
+        raise NotFoundError("There is no failed task of this id")
+    if outcome == b"queued":
+        raise ConflictError("A task of this id is in the queue")

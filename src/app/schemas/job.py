@@ -23,3 +23,16 @@ class JobRead(BaseModel):
     start_time: datetime | None = None
     finish_time: datetime | None = None
     queue_name: str | None = None
+
+
+class FailedJobRead(BaseModel):
+    """A job that ended badly, after the last of its tries."""
+
+    id: str
+    function: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    error: str
+    job_try: int
+    enqueue_time: datetime
+    failed_at: datetime

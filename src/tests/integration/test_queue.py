@@ -1,17 +1,16 @@
 """Jobs between the API and a worker: what travels, who may look, what a job has to work with."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 from arq.jobs import JobStatus, SerializationError
-from arq.worker import Worker, create_worker, func
+from arq.worker import Worker
 from fastapi import APIRouter, FastAPI
 
-from app import worker as worker_module
 from app.api.dependencies import SessionDep
 from app.core import queue
 from app.core.database import on_commit
@@ -19,17 +18,16 @@ from app.core.exceptions import NotFoundError
 from app.core.queue import ArqJob
 from app.crud.crud_users import crud_users
 from app.models.user import User
-from app.worker import WorkerSettings
 from tests.factories import make_superuser, make_user
 from tests.fixtures import Fetch, HeadersFor, RedisRoles, open_client
 from tests.helper import is_recent
 from tests.integration.own_app import build
+from tests.integration.own_worker import JobFunction, run_jobs
 
 pytestmark = pytest.mark.usefixtures("app")
 
 TASK = "/api/v1/tasks/task"
 
-JobFunction = Callable[..., Coroutine[Any, Any, Any]]
 Work = Callable[..., Awaitable[Worker]]
 
 
@@ -39,26 +37,13 @@ async def sample_background_task(ctx: dict[str, Any], name: str) -> str:
 
 
 @pytest.fixture
-async def work(app: FastAPI) -> AsyncIterator[Work]:
-    """Run all queued jobs with these functions, as the worker process does."""
-    contexts: list[dict[str, Any]] = []
+def work(app: FastAPI) -> Work:
+    """Run all queued jobs with these functions."""
 
     async def run(*functions: JobFunction) -> Worker:
-        worker = create_worker(
-            WorkerSettings,  # type: ignore[arg-type]  # any class will do
-            functions=[func(function, name=function.__name__) for function in functions or (sample_background_task,)],
-            redis_pool=queue.pool,
-            burst=True,
-            poll_delay=0,
-            handle_signals=False,
-        )
-        contexts.append(worker.ctx)
-        await worker.async_run()
-        return worker
+        return await run_jobs(*functions or (sample_background_task,))
 
-    yield run
-    for context in contexts:
-        await worker_module.shutdown(context)
+    return run
 
 
 async def enqueue(client: httpx.AsyncClient, message: str = "hello", headers: dict[str, str] | None = None) -> str:

@@ -13,10 +13,12 @@ from arq.jobs import JobStatus
 from redis.asyncio import Redis
 
 from app.core import queue
-from app.core.queue import ArqJob, JobLeases, deserialize, serialize
+from app.core.jobs import JobLeases
+from app.core.queue import ArqJob, JobQueue
 from scripts.servers import HOST, Valkey
 from tests.environment import SRC
 from tests.fixtures import Program, RedisRoles, RunProgram, RunWorker
+from tests.helper import wait_until
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -26,8 +28,11 @@ TASK = "/api/v1/tasks/task"
 MODULE = """
 import asyncio
 import os
+import signal
 
-from app.core.queue import JobLeases
+from arq import cron
+
+from app.core.jobs import JobLeases, retried
 from app.worker import WorkerSettings
 
 JobLeases.SECONDS = int(os.environ.get("LEASE_SECONDS", "30"))
@@ -40,9 +45,27 @@ async def nap(ctx, name, seconds):
     return f"{name} slept"
 
 
+async def stumble(ctx, times):
+    if await ctx["redis"].incr("stumbled") <= times:
+        raise RuntimeError("stumbled")
+    return f"arrived at try {ctx['job_try']}"
+
+
+async def kill(ctx):
+    await ctx["redis"].rpush("started:kill", os.getpid())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def tick(ctx):
+    await ctx["redis"].rpush("started:tick", os.getpid())
+    raise RuntimeError("out of step")
+
+
+@retried(0.1)
 class Settings:
     locals().update({name: value for name, value in vars(WorkerSettings).items() if not name.startswith("__")})
-    functions = [nap]
+    functions = (nap, stumble, kill)
+    cron_jobs = (cron(tick, second=set(range(60))),) if os.environ.get("TICK") else ()
     poll_delay = 0.1
     job_completion_wait = int(os.environ.get("COMPLETION_WAIT", "20"))
 """
@@ -73,6 +96,12 @@ class Workers:
             while await self.count(what, name) < times:  # noqa: ASYNC110  (another process does it)
                 await asyncio.sleep(0.02)
 
+    async def wait_for_failed(self, number: int) -> None:
+        async def are_there() -> bool:
+            return (await queue.failed_jobs(0, 1))[1] >= number
+
+        await wait_until(are_there, 30)
+
 
 @pytest.fixture
 def workers(run_worker: RunWorker, tmp_path: Path) -> Workers:
@@ -86,13 +115,14 @@ class TestTheWorkerOfTheService:
     ) -> None:
         worker = await run_worker()
         job_id = (await client.post(TASK, params={"message": "nightly"})).json()["id"]
-        await worker.wait_for_output(f"{job_id}:sample_background_task('nightly')")
+        await worker.wait_for_output(f"→ {job_id}:sample_background_task(")
         assert (await client.get(f"{TASK}/{job_id}")).json()["status"] == "in_progress"
         os.kill(worker.pid, signal.SIGTERM)
         assert await worker.wait() == 0
         body = (await client.get(f"{TASK}/{job_id}")).json()
         assert (body["status"], body["success"]) == ("complete", True)
         assert body["result"] == "Task nightly is complete!"
+        assert "nightly" not in worker.output  # arguments and results may be secrets
 
 
 class TestStopped:
@@ -148,11 +178,57 @@ class TestKilled:
         jobs = [await workers.nap(name, 0.2) for name in names]
         for _ in range(2):
             worker = await workers.start(LEASE_SECONDS="1")
-            await worker.wait_for_output("slept")
+            await worker.wait_for_output(":nap ●")
             os.kill(worker.pid, signal.SIGKILL)
             await worker.wait()
         await workers.start(LEASE_SECONDS="1")
         assert [await job.result(timeout=30) for job in jobs] == [f"{name} slept" for name in names]
+
+    async def test_before_the_mark_was_shortened(self, workers: Workers, redis: RedisRoles) -> None:
+        """The mark is arq's own then, which lasts as long as the longest job may take."""
+        await workers.nap("orphan", 0)
+        await redis.queue.set("arq:in-progress:orphan", 1, ex=310)
+        await workers.start()
+
+        async def is_short() -> bool:
+            return bool(await redis.queue.ttl("arq:in-progress:orphan") <= 30)
+
+        await wait_until(is_short)
+        await redis.queue.delete("arq:in-progress:orphan")  # half a minute later
+        await workers.wait_for("finished", "orphan")
+
+    async def test_job_that_kills_its_workers_ends_among_the_failed(self, workers: Workers) -> None:
+        job = await workers.redis.enqueue_job("kill")
+        assert job
+        environment = {"LEASE_SECONDS": "1", "JOB_MAX_TRIES": "2"}
+        for _ in range(2):
+            worker = await workers.start(**environment)
+            assert await worker.wait() == -signal.SIGKILL
+        await workers.start(**environment)
+        await workers.wait_for_failed(1)
+        (failed,), _ = await queue.failed_jobs(0, 10)
+        assert (failed.job_id, failed.function) == (job.job_id, "kill")
+        assert failed.result == "JobExecutionFailed: max 2 retries exceeded"
+        assert await workers.count("started", "kill") == 2
+
+
+class TestTries:
+    async def test_job_that_fails_runs_again(self, workers: Workers) -> None:
+        worker = await workers.start()
+        job = await workers.redis.enqueue_job("stumble", 2)
+        assert job
+        assert await job.result(timeout=20) == "arrived at try 3"
+        assert worker.output.count("job failed, it will be tried again") == 2
+        assert worker.output.count("RuntimeError: stumbled") == 2
+
+    async def test_cron_job_that_fails_is_kept_once_for_each_time(self, workers: Workers) -> None:
+        await asyncio.gather(*(workers.start(TICK="1") for _ in range(2)))
+        await workers.wait_for_failed(2)
+        failed, total = await queue.failed_jobs(0, 100)
+        assert {job.function for job in failed} == {"cron:tick"}
+        assert {job.result for job in failed} == {"RuntimeError: out of step"}
+        assert len({job.job_id for job in failed}) == total
+        assert await workers.count("started", "tick") <= total + 1  # one may be running
 
 
 async def test_two_workers_run_each_job_once(workers: Workers) -> None:
@@ -175,8 +251,7 @@ class TestQueueServer:
     async def own(self, server: Valkey, run_worker: RunWorker, tmp_path: Path) -> Any:
         (tmp_path / "own_worker.py").write_text(MODULE)
         connection = Redis(host=HOST, port=server.port, db=int(os.environ["REDIS_QUEUE_DB"]))
-        pool = ArqRedis(connection.connection_pool, job_serializer=serialize, job_deserializer=deserialize)
-        yield Workers(run_worker, tmp_path, pool)
+        yield Workers(run_worker, tmp_path, JobQueue(connection.connection_pool))
         await connection.aclose()
 
     async def test_worker_survives_a_pause_and_a_restart(self, server: Valkey, own: Workers) -> None:
@@ -193,6 +268,52 @@ class TestQueueServer:
         later = await own.nap("later", 0)
         assert await later.result(timeout=20) == "later slept"
         assert worker.process.returncode is None
+
+    async def test_job_outlasts_a_pause_and_runs_once(self, server: Valkey, own: Workers) -> None:
+        """The pause is longer than the worker waits for an answer, and than the mark of the job lasts."""
+        environment = {**server.environment("QUEUE"), "REDIS_QUEUE_TIMEOUT": "0.2", "LEASE_SECONDS": "1"}
+        worker = await own.start(**environment)
+        running = await own.nap("running", 4)
+        await own.wait_for("started", "running")
+        os.kill(server.process.pid, signal.SIGSTOP)
+        await worker.wait_for_output("the worker waits for its queue")
+        await asyncio.sleep(2.5)
+        os.kill(server.process.pid, signal.SIGCONT)
+        later = await own.nap("later", 0)
+        assert await later.result(timeout=20) == "later slept"
+        assert await running.result(timeout=20) == "running slept"
+        assert await own.count("started", "running") == 1
+        assert worker.process.returncode is None
+
+    @pytest.mark.parametrize("fault", ["paused", "stopped"])
+    async def test_jobs_of_a_busy_worker_outlast_many_faults(self, server: Valkey, own: Workers, fault: str) -> None:
+        """A fault meets the worker wherever it is: between a look at a mark and the next one, for example."""
+        environment = {**server.environment("QUEUE"), "REDIS_QUEUE_TIMEOUT": "0.2", "LEASE_SECONDS": "1"}
+        worker = await own.start(**environment)
+        jobs = {f"job{number}": await own.nap(f"job{number}", 0.3) for number in range(60)}
+        for _ in range(6):
+            await asyncio.sleep(0.2)
+            if fault == "paused":
+                os.kill(server.process.pid, signal.SIGSTOP)
+                await asyncio.sleep(0.5)
+                os.kill(server.process.pid, signal.SIGCONT)
+            else:
+                os.kill(server.process.pid, signal.SIGKILL)
+                await asyncio.to_thread(server.stop)
+                await asyncio.to_thread(server.start)
+        for name, job in jobs.items():
+            assert await job.result(timeout=30) == f"{name} slept"
+        assert worker.process.returncode is None
+
+    async def test_worker_can_be_stopped_before_its_queue_is_there(
+        self, server: Valkey, own: Workers, run_program: RunProgram
+    ) -> None:
+        await asyncio.to_thread(server.stop)
+        environment = {"PYTHONPATH": f"{SRC}{os.pathsep}{own.folder}", **server.environment("QUEUE")}
+        worker = await run_program("arq", "own_worker.Settings", environment=environment)
+        await worker.wait_for_output("the worker waits for its queue")
+        os.kill(worker.pid, signal.SIGTERM)
+        await worker.wait(30)
 
     async def test_worker_starts_before_its_queue(self, server: Valkey, own: Workers, run_program: RunProgram) -> None:
         await asyncio.to_thread(server.stop)

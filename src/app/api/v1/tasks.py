@@ -1,25 +1,32 @@
 import re
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import uuid4
 
 from arq.jobs import JobResult, JobStatus
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from app.api.dependencies import TOKEN_OPTIONAL, OptionalUser, rate_limiter
+from app.api.dependencies import TOKEN_OPTIONAL, CurrentSuperuser, OptionalUser, rate_limiter
 from app.api.exceptions import responses
+from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
 from app.core import queue
-from app.core.exceptions import NotFoundError, RateLimitExceededError, UnauthorizedError
+from app.core.exceptions import (
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    RateLimitExceededError,
+    UnauthorizedError,
+)
 from app.core.models import Text
 from app.core.queue import ArqJob
-from app.schemas.job import Job, JobRead
+from app.schemas.job import FailedJobRead, Job, JobRead
 from app.schemas.user import Caller
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 TaskMessage = Annotated[Text, Query(max_length=1000, examples=["test"])]
 TaskId = Annotated[Text, Path(max_length=200)]
-# The id of a task that was made with a token begins with its maker's.
-_MAKER = re.compile(r"([0-9]+)-[0-9a-f]{32}")
+# The id of a task that was made with a token begins with its maker's; one of another form can be guessed.
+_ID = re.compile(r"(?:(?P<maker>[0-9]+)-)?[0-9a-f]{32}")
 
 
 @router.post(
@@ -54,6 +61,32 @@ async def get_task(task_id: TaskId, user: OptionalUser, response: Response) -> J
     raise NotFoundError("Task not found")
 
 
+@router.get(
+    "/failed",
+    response_model=PaginatedListResponse[FailedJobRead],
+    responses=responses(UnauthorizedError, ForbiddenError),
+)
+async def read_failed_tasks(page: PageDep, _: CurrentSuperuser) -> dict[str, Any]:
+    """List the tasks that ended badly, newest first; the newest 1,000 are kept."""
+    async with queue.server.guard():
+        jobs, total_count = await queue.failed_jobs(page.offset, page.items_per_page)
+    data = [{**vars(job), "id": job.job_id, "error": job.result, "failed_at": job.finish_time} for job in jobs]
+    return paginated_response({"data": data, "total_count": total_count}, page.page, page.items_per_page)
+
+
+@router.post(
+    "/failed/{task_id}/retry",
+    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, ConflictError),
+)
+async def retry_failed_task(task_id: TaskId, _: CurrentSuperuser) -> Job:
+    """Queue a task that ended badly once more, with the same arguments and all its tries."""
+    async with queue.server.guard():
+        await queue.retry_failed_job(task_id)
+    return Job(id=task_id)
+
+
 def _may_read(task_id: str, user: Caller | None) -> bool:
-    made = _MAKER.fullmatch(task_id)
-    return made is None or (user is not None and (user["is_superuser"] or str(user["id"]) == made[1]))
+    if user is not None and user["is_superuser"]:
+        return True
+    id_ = _ID.fullmatch(task_id)
+    return id_ is not None and (id_["maker"] is None or (user is not None and str(user["id"]) == id_["maker"]))

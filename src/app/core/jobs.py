@@ -1,0 +1,231 @@
+"""What a worker adds to arq: tries with back-off, patience with an absent queue, leases on the jobs that it runs."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any, ClassVar, TypeVar
+
+from arq import Retry
+from arq.connections import RedisSettings
+from arq.constants import in_progress_key_prefix
+from arq.cron import CronJob
+from arq.typing import WorkerCoroutine
+from arq.utils import timestamp_ms
+from arq.worker import Function, JobExecutionFailed, func
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry as CommandRetry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from app.core.config import RedisQueueSettings
+from app.core.queue import JobQueue
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+SettingsT = TypeVar("SettingsT", bound=type)
+JobT = TypeVar("JobT", Function, CronJob)
+
+
+# -------- tries --------
+LONGEST_DELAY = 3600
+TIME_TO_STOP = 10
+"""Seconds that a job has to end after its time-out, before arq interrupts it once more."""
+
+
+def retried(delay: float) -> Callable[[SettingsT], SettingsT]:
+    """Make what a `WorkerSettings` names run `max_tries` times, `job_timeout` seconds each, before it has failed.
+
+    Between the tries lie `delay` seconds, doubled each time. Each job may have tries and a time-out of its own, with
+    `arq.func` or `arq.cron`; cron jobs have one try unless they say otherwise.
+    """
+
+    def decorate(settings: SettingsT) -> SettingsT:
+        given = vars(settings)
+        policy = partial(
+            _with_policy, timeout=given.get("job_timeout", 300), tries=given.get("max_tries", 5), delay=delay
+        )
+        functions: Sequence[Any] = given.get("functions", ())
+        changed = {
+            "functions": tuple(policy(func(function)) for function in functions),
+            "cron_jobs": tuple(map(policy, given.get("cron_jobs") or ())),
+            "keep_result": _shortly(given.get("keep_result", 3600)),
+        }
+        for name, value in changed.items():
+            setattr(settings, name, value)
+        return settings
+
+    return decorate
+
+
+def _with_policy(job: JobT, *, timeout: float, tries: int, delay: float) -> JobT:
+    own_timeout = timeout if job.timeout_s is None else job.timeout_s
+    own_tries = tries if job.max_tries is None else job.max_tries
+    return replace(
+        job,
+        coroutine=_tried(job.coroutine, own_timeout, own_tries, delay),
+        timeout_s=own_timeout + TIME_TO_STOP,
+        # arq also counts the runs that ended with their worker, which the job itself is not to blame for.
+        max_tries=max(own_tries, tries),
+        keep_result_s=None if job.keep_result_s is None else _shortly(job.keep_result_s),
+    )
+
+
+def _shortly(seconds: float) -> float:
+    """A result that is not kept at all would not be seen to be a failure either."""
+    return seconds or 0.001
+
+
+def _tried(job: WorkerCoroutine, timeout: float, tries: int, delay: float) -> WorkerCoroutine:
+    @wraps(job)
+    async def run(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await _in_time(job(ctx, *args, **kwargs), timeout)
+        except Exception as error:
+            number = ctx["job_try"]
+            if number >= tries:
+                if isinstance(error, Retry):
+                    raise JobExecutionFailed("wants to run again, but has no try left") from error
+                raise
+            if isinstance(error, Retry):
+                raise
+            seconds = min(delay * 2.0 ** min(number - 1, 20), LONGEST_DELAY) * random.uniform(1, 1.2)  # noqa: S311
+            values = {"job_id": ctx["job_id"], "job_try": number, "tries": tries, "seconds": round(seconds, 3)}
+            logger.warning("job failed, it will be tried again", extra=values, exc_info=True)
+            raise Retry(seconds) from error
+
+    return run
+
+
+async def _in_time(run: Awaitable[T], timeout: float) -> T:  # noqa: ASYNC109
+    try:
+        async with asyncio.timeout(timeout) as limit:
+            return await run
+    except TimeoutError as error:
+        if limit.expired():
+            raise TimeoutError(f"not done after {timeout} seconds") from error
+        raise
+
+
+# -------- patience --------
+class _PatientRetry(CommandRetry):
+    """Repeats a command for as long as its server is away and the worker is not stopped, and says so."""
+
+    worker: ClassVar[asyncio.Task[Any] | None] = None
+
+    def __init__(self) -> None:
+        super().__init__(ExponentialBackoff(cap=1.0, base=0.1), retries=-1)
+
+    async def call_with_retry(self, do: Callable[[], Awaitable[T]], fail: Callable[[RedisError], Any]) -> T:
+        told = False
+        if self.worker is None:  # the first to ask for anything is arq's main task
+            _PatientRetry.worker = asyncio.current_task()
+
+        async def fail_and_tell(error: RedisError) -> None:
+            nonlocal told
+            if self.worker is not None and self.worker.done():
+                raise error
+            if not told:
+                told = True
+                logger.warning("the worker waits for its queue", extra={"error": f"{type(error).__name__}: {error}"})
+            await fail(error)
+
+        return await super().call_with_retry(do, fail_and_tell)
+
+
+class _PatientPool(ConnectionPool):
+    """Also waits for a server that accepts connections and then says nothing."""
+
+    async def ensure_connection(self, connection: Any) -> None:
+        attempt = partial(super().ensure_connection, connection)
+        await connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
+
+
+def _password(settings: RedisQueueSettings) -> str | None:
+    return settings.REDIS_QUEUE_PASSWORD.get_secret_value() if settings.REDIS_QUEUE_PASSWORD else None
+
+
+def patient_queue(settings: RedisQueueSettings) -> JobQueue:
+    """The queue for a worker, which waits for its server as long as it takes, but for no single answer."""
+    return JobQueue(
+        _PatientPool(
+            host=settings.REDIS_QUEUE_HOST,
+            port=settings.REDIS_QUEUE_PORT,
+            db=settings.REDIS_QUEUE_DB,
+            password=_password(settings),
+            socket_timeout=settings.REDIS_QUEUE_TIMEOUT,
+            socket_connect_timeout=settings.REDIS_QUEUE_TIMEOUT,
+            retry=_PatientRetry(),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
+        )
+    )
+
+
+def queue_address(settings: RedisQueueSettings) -> RedisSettings:
+    """The queue for `arq --check`, which does not wait."""
+    return RedisSettings(
+        host=settings.REDIS_QUEUE_HOST,
+        port=settings.REDIS_QUEUE_PORT,
+        database=settings.REDIS_QUEUE_DB,
+        password=_password(settings),
+    )
+
+
+# -------- leases --------
+class JobLeases:
+    """Lets the job of a killed worker run again after `SECONDS`, however long jobs may take.
+
+    arq marks a running job for as long as the longest may run; here the mark is short and renewed while we are alive.
+    """
+
+    SECONDS = 30
+    AT_ONCE = 1000
+    """More than the jobs at the head of the queue that arq looks at."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._renewal = asyncio.create_task(self._renew_for_ever())
+
+    async def take(self, job_id: str) -> None:
+        mark = in_progress_key_prefix + job_id
+        self._queue.running.add(mark)
+        await self._queue.expire(mark, self.SECONDS)
+
+    def give_up(self, job_id: str) -> None:
+        self._queue.running.discard(in_progress_key_prefix + job_id)
+
+    def close(self) -> None:
+        self._renewal.cancel()
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            try:
+                await self._renew()
+            except RedisError:
+                logger.exception("the marks of running jobs were not renewed")
+            await asyncio.sleep(self.SECONDS / 3)
+
+    async def _renew(self) -> None:
+        """Renew our marks, and shorten those of workers that were killed before they could do it themselves."""
+        queue = self._queue
+        due = await queue.zrangebyscore(queue.default_queue_name, "-inf", timestamp_ms(), start=0, num=self.AT_ONCE)
+        async with queue.pipeline(transaction=False) as pipe:
+            for job_id in due:
+                pipe.expire(in_progress_key_prefix + job_id.decode(), self.SECONDS, lt=True)
+            for mark in queue.running:
+                pipe.expire(mark, self.SECONDS)
+            await pipe.execute()
+
+
+# -------- log --------
+def hide_arguments(record: logging.LogRecord) -> bool:
+    """A filter of arq's log: the line about a job that starts has its arguments, which may be secrets."""
+    if "→" in str(record.msg) and isinstance(record.args, tuple):
+        seconds, job, _, *rest = record.args
+        record.args = (seconds, job, "…", *rest)
+    return True

@@ -1,0 +1,290 @@
+"""Jobs that end badly: however they do, a superuser finds them in the list and can queue them again."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+from arq import Retry, cron
+from arq.jobs import JobStatus
+from arq.worker import func
+
+from app.core import queue
+from app.core.queue import ArqJob
+from tests.fixtures import RedisRoles
+from tests.helper import assert_error, assert_unauthorized, is_recent
+from tests.integration.own_worker import run_jobs
+
+pytestmark = pytest.mark.usefixtures("app")
+
+FAILED = "/api/v1/tasks/failed"
+NOT_FOUND = "There is no failed task of this id"
+
+
+async def crash(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+    raise ValueError(f"no such {args[0] if args else 'thing'}")
+
+
+async def work(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> list[Any]:
+    return [args, kwargs]
+
+
+async def fail(job_id: str, *args: Any, **kwargs: Any) -> None:
+    """Queue a job and let it fail."""
+    assert await queue.pool.enqueue_job("crash", *args, _job_id=job_id, **kwargs)
+    await run_jobs(crash, tries=1)
+
+
+async def failures() -> list[tuple[str, str, str, int]]:
+    jobs, total = await queue.failed_jobs(0, 100)
+    assert total == len(jobs)
+    return [(str(job.job_id), job.function, job.result, job.job_try) for job in jobs]
+
+
+class TestHowJobsEnd:
+    """Each way out of the queue but success leads into the list, and nothing else does."""
+
+    async def test_well(self) -> None:
+        await queue.pool.enqueue_job("work")
+        await run_jobs(work)
+        assert await failures() == []
+
+    async def test_exception_at_the_last_try(self, capsys: pytest.CaptureFixture[str]) -> None:
+        await queue.pool.enqueue_job("crash", "book", _job_id="x")
+        worker = await run_jobs(crash, tries=3)
+        assert (worker.jobs_retried, worker.jobs_failed) == (2, 1)
+        assert await failures() == [("x", "crash", "ValueError: no such book", 3)]
+        log = capsys.readouterr().err
+        for number in (1, 2):
+            assert f'job failed, it will be tried again job_id="x" job_try={number} tries=3 seconds=' in log
+        assert log.count("raise ValueError") == 3
+
+    async def test_delay_doubles(self, capsys: pytest.CaptureFixture[str]) -> None:
+        await queue.pool.enqueue_job("crash")
+        await run_jobs(crash, tries=4, delay=0.02)
+        delays = map(float, re.findall(r"tried again .* seconds=(\S+)", capsys.readouterr().err))
+        for delay, least in zip(delays, (0.02, 0.04, 0.08), strict=True):
+            assert least <= delay + 0.001 <= least * 1.2 + 0.002
+
+    async def test_time_out_at_the_last_try(self) -> None:
+        async def sleep(ctx: dict[str, Any]) -> None:
+            await asyncio.sleep(60)
+
+        await queue.pool.enqueue_job("sleep", _job_id="x")
+        await run_jobs(sleep, tries=2, seconds=0.01)
+        assert await failures() == [("x", "sleep", "TimeoutError: not done after 0.01 seconds", 2)]
+
+    async def test_time_out_of_its_own(self) -> None:
+        async def wait(ctx: dict[str, Any]) -> None:
+            raise TimeoutError("nobody answers")
+
+        await queue.pool.enqueue_job("wait", _job_id="x")
+        await run_jobs(wait, tries=1)
+        assert await failures() == [("x", "wait", "TimeoutError: nobody answers", 1)]
+
+    async def test_wants_to_run_again_once_too_often(self) -> None:
+        async def again(ctx: dict[str, Any]) -> None:
+            raise Retry
+
+        await queue.pool.enqueue_job("again", _job_id="x")
+        await run_jobs(again, tries=2)
+        assert await failures() == [("x", "again", "JobExecutionFailed: wants to run again, but has no try left", 2)]
+
+    async def test_workers_that_ended_over_it(self, redis: RedisRoles) -> None:
+        await queue.pool.enqueue_job("work", _job_id="x")
+        await redis.queue.set("arq:retry:x", 5)
+        await run_jobs(work)
+        assert await failures() == [("x", "work", "JobExecutionFailed: max 5 retries exceeded", 6)]
+
+    async def test_unknown_function(self) -> None:
+        await queue.pool.enqueue_job("from_a_newer_release", 1, two=2, _job_id="x")
+        await run_jobs(work)
+        (job,), _ = await queue.failed_jobs(0, 1)
+        assert job.function == "from_a_newer_release"
+        assert (list(job.args), job.kwargs) == ([1], {"two": 2})
+
+    async def test_expired(self, redis: RedisRoles) -> None:
+        await queue.pool.enqueue_job("work", _job_id="x")
+        await redis.queue.delete("arq:job:x")
+        await run_jobs(work)
+        assert await failures() == [("x", "<unknown>", "JobExecutionFailed: job expired", 1)]
+
+    async def test_unreadable(self, redis: RedisRoles) -> None:
+        await queue.pool.enqueue_job("work", _job_id="x")
+        await redis.queue.set("arq:job:x", b"\x80pickle", keepttl=True)
+        await run_jobs(work)
+        assert await failures() == [("x", "<unknown>", "DeserializationError: unable to deserialize job", 1)]
+
+    async def test_result_that_json_does_not_know(self) -> None:
+        async def make(ctx: dict[str, Any]) -> object:
+            return object()
+
+        await queue.pool.enqueue_job("make", _job_id="x")
+        await run_jobs(make)
+        assert await failures() == [("x", "make", "unable to serialize result", 1)]
+
+    async def test_job_with_a_policy_of_its_own(self) -> None:
+        """One that keeps no result is seen to fail all the same."""
+        await queue.pool.enqueue_job("crash", _job_id="x")
+        await run_jobs(func(crash, max_tries=2, keep_result=0))
+        assert await failures() == [("x", "crash", "ValueError: no such thing", 2)]
+
+    async def test_cancelled_by_a_stop(self) -> None:
+        """It is handed back, which is no failure."""
+        runs = []
+
+        async def stop(ctx: dict[str, Any]) -> None:
+            runs.append(ctx["job_try"])
+            if len(runs) == 1:
+                raise asyncio.CancelledError
+
+        await queue.pool.enqueue_job("stop")
+        await run_jobs(stop)
+        assert runs == [1, 2]
+        assert await failures() == []
+
+
+class TestCronJobs:
+    async def test_that_fails(self) -> None:
+        """One try, one entry; the next time is another job."""
+        worker = await run_jobs(cron_jobs=[cron(crash, run_at_startup=True)])
+        assert (worker.jobs_retried, worker.jobs_failed) == (0, 1)
+        ((job_id, *rest),) = await failures()
+        assert job_id.startswith("cron:crash:")
+        assert rest == ["cron:crash", "ValueError: no such thing", 1]
+
+    async def test_that_runs_well(self, redis: RedisRoles) -> None:
+        worker = await run_jobs(cron_jobs=[cron(work, run_at_startup=True)])
+        assert worker.jobs_complete == 1
+        assert await failures() == []
+
+    async def test_that_a_worker_was_killed_over(self, redis: RedisRoles) -> None:
+        await queue.pool.enqueue_job("cron:work", _job_id="x")
+        await redis.queue.set("arq:retry:x", 1)
+        worker = await run_jobs(cron_jobs=[cron(work, second=30)])
+        assert worker.jobs_complete == 1
+
+
+async def test_newest_are_kept(monkeypatch: pytest.MonkeyPatch, redis: RedisRoles) -> None:
+    monkeypatch.setattr(queue, "FAILED_JOBS_KEPT", 3)
+    for number in range(5):
+        await fail(f"job{number}")
+    assert [job_id for job_id, *_ in await failures()] == ["job4", "job3", "job2"]
+    assert await redis.queue.execute_command("HLEN", "failed_jobs") == 3  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", FAILED), ("POST", f"{FAILED}/x/retry")])
+class TestAccess:
+    async def test_anonymous(self, client: httpx.AsyncClient, method: str, path: str) -> None:
+        await fail("x")
+        assert_unauthorized(await client.request(method, path))
+
+    async def test_not_allowed(
+        self, client: httpx.AsyncClient, user_headers: dict[str, str], method: str, path: str
+    ) -> None:
+        await fail("x")
+        response = await client.request(method, path, headers=user_headers)
+        assert_error(response, 403, "Only superusers are allowed to do this")
+        assert len(await failures()) == 1
+
+
+class TestReadFailedTasks:
+    async def test_none(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+        response = await client.get(FAILED, headers=superuser_headers)
+        assert response.status_code == 200
+        assert response.json() == {"data": [], "total_count": 0, "has_more": False, "page": 1, "items_per_page": 10}
+
+    async def test_pages(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+        for number in range(3):
+            await fail(f"job{number}", "grün", number=number)
+        page = {"page": 1, "items_per_page": 2}
+        body = (await client.get(FAILED, params=page, headers=superuser_headers)).json()
+        assert [job["id"] for job in body.pop("data")] == ["job2", "job1"]
+        assert body == {**page, "total_count": 3, "has_more": True}
+        page = {"page": 2, "items_per_page": 2}
+        body = (await client.get(FAILED, params=page, headers=superuser_headers)).json()
+        (job,) = body.pop("data")
+        assert body == {**page, "total_count": 3, "has_more": False}
+        assert is_recent(job.pop("enqueue_time"))
+        assert is_recent(job.pop("failed_at"))
+        assert job == {
+            "id": "job0",
+            "function": "crash",
+            "args": ["grün"],
+            "kwargs": {"number": 0},
+            "error": "ValueError: no such grün",
+            "job_try": 1,
+        }
+
+
+class TestRetryFailedTask:
+    async def test_runs_as_it_was_queued_first(
+        self, client: httpx.AsyncClient, superuser_headers: dict[str, str], redis: RedisRoles
+    ) -> None:
+        await fail("x", "a", [], b={})
+        response = await client.post(f"{FAILED}/x/retry", headers=superuser_headers)
+        assert (response.status_code, response.json()) == (200, {"id": "x"})
+        assert await failures() == []
+        job = ArqJob("x", queue.pool)
+        assert await job.status() is JobStatus.queued
+        assert json.loads(await redis.queue.get("arq:job:x") or b"").keys() == {"t", "f", "a", "k", "et"}
+
+        async def crash(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> list[Any]:
+            return [ctx["job_try"], args, kwargs]
+
+        await run_jobs(crash)
+        assert await job.result(timeout=5) == [1, ["a", []], {"b": {}}]
+
+    async def test_fails_again(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+        await fail("x", "book")
+        assert (await client.post(f"{FAILED}/x/retry", headers=superuser_headers)).status_code == 200
+        await run_jobs(crash, tries=2)
+        assert await failures() == [("x", "crash", "ValueError: no such book", 2)]
+
+    async def test_two_at_once(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+        await fail("x")
+        answers = await asyncio.gather(
+            *(client.post(f"{FAILED}/x/retry", headers=superuser_headers) for _ in range(10))
+        )
+        assert sorted(answer.status_code for answer in answers) == [200] + [404] * 9
+        assert [job.job_id for job in await queue.pool.queued_jobs()] == ["x"]
+        worker = await run_jobs(crash, tries=1)
+        assert worker.jobs_failed == 1
+
+    @pytest.mark.parametrize("job_id", ["x", "failed_jobs", "arq:queue", "grün", "1" * 200])
+    async def test_not_found(self, client: httpx.AsyncClient, superuser_headers: dict[str, str], job_id: str) -> None:
+        response = await client.post(f"{FAILED}/{job_id}/retry", headers=superuser_headers)
+        assert_error(response, 404, NOT_FOUND)
+
+    async def test_id_is_in_use(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+        """A job with an id of its own may have been queued anew, once its result was gone."""
+        await fail("x", "old")
+        await queue.pool.delete("arq:result:x")
+        await queue.pool.enqueue_job("work", "new", _job_id="x")
+        response = await client.post(f"{FAILED}/x/retry", headers=superuser_headers)
+        assert_error(response, 409, "A task of this id is in the queue")
+        assert [job_id for job_id, *_ in await failures()] == ["x"]
+        assert [job.function for job in await queue.pool.queued_jobs()] == ["work"]
+
+
+@pytest.mark.parametrize("job_id", ["cron:work:1700000000000", "nightly", "1-2"])
+async def test_task_whose_id_can_be_guessed_is_for_superusers(
+    client: httpx.AsyncClient, user_headers: dict[str, str], superuser_headers: dict[str, str], job_id: str
+) -> None:
+    await queue.pool.enqueue_job("work", _job_id=job_id)
+    path = f"/api/v1/tasks/task/{job_id}"
+    for headers, status in (({}, 404), (user_headers, 404), (superuser_headers, 200)):
+        assert (await client.get(path, headers=headers)).status_code == status
+
+
+async def test_arguments_are_in_no_message_of_the_server(redis: RedisRoles) -> None:
+    """An error names the command only: the log gets it."""
+    await redis.queue.set("text", "x")
+    async with queue.pool.pipeline() as pipe:
+        pipe.hset("text", "name", "s3cret")
+        with pytest.raises(Exception, match="WRONGTYPE") as caught:
+            await pipe.execute()
+    assert "HSET" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
