@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, cast
@@ -76,43 +74,60 @@ def database_url(server: str = settings.POSTGRES_SERVER) -> URL:
 
 
 class _Server:
-    """Whether a server answers. While it is silent one request a `PAUSE` tries to connect, and no other waits for it.
+    """Whether a server answers. While it does not, one task tries to connect, and no request waits for it.
 
     Otherwise each would wait in vain, for a connection first and then for the server: an outage would cost more time
     the more requests there are.
     """
 
     PAUSE = 1.0
+    """Seconds between two tries."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self._is_away = False
-        self._is_silent = False
-        self._next_try = -math.inf
+        self._trial: asyncio.Task[None] | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        return self._trial is not None and not self._trial.done()
 
     async def connect(self, *args: Any, **kwargs: Any) -> asyncpg.Connection:
-        if self._is_silent and time.monotonic() < self._next_try:
+        if self.is_silent:
             raise DatabaseUnavailableError
-        self._next_try = time.monotonic() + settings.POSTGRES_CONNECT_TIMEOUT + self.PAUSE
+        self._arguments = args, kwargs
         try:
             connection: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
         except (OSError, TimeoutError) as error:
-            self.fell_silent(error, self.PAUSE)
+            self.fell_silent(error)
             raise DatabaseUnavailableError from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # it answers, if only to say no
             self._went_away(error)
             raise DatabaseUnavailableError from error
-        if self._is_away:
-            logger.warning("database back", extra={"server": self.address})
-        self._is_away = self._is_silent = False
+        self._came_back()
         return connection
 
-    def fell_silent(self, error: BaseException, pause: float = 0) -> None:
-        """Let the next one try after `pause` seconds."""
+    def fell_silent(self, error: BaseException) -> None:
         self._went_away(error)
-        if pause or not self._is_silent:
-            self._next_try = time.monotonic() + pause
-        self._is_silent = True
+        if not self.is_silent:
+            self._trial = asyncio.create_task(self._try())
+
+    async def _try(self) -> None:
+        args, kwargs = self._arguments
+        while True:
+            try:
+                connection = await asyncpg.connect(*args, **kwargs)
+                await connection.close(timeout=self.PAUSE)
+                self._came_back()
+                break
+            except (OSError, TimeoutError):
+                await asyncio.sleep(self.PAUSE)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError):  # it answers: each request hears it by itself
+                break
+
+    def stop_trying(self) -> None:
+        if self._trial is not None:
+            self._trial.cancel()
 
     def _went_away(self, error: BaseException) -> None:
         if not self._is_away:
@@ -120,10 +135,15 @@ class _Server:
             logger.warning("database away", extra=values)
         self._is_away = True
 
+    def _came_back(self) -> None:
+        if self._is_away:
+            logger.warning("database back", extra={"server": self.address})
+        self._is_away = False
+
     def refuse_dead_connection(self, dbapi_connection: Any, *_: Any) -> None:
         """Let the pool replace it. This costs nothing, unlike a ping, and finds all whose server has ended."""
         connection = dbapi_connection.driver_connection
-        if self._is_silent:
+        if self.is_silent:
             connection.terminate()  # a polite end would wait for an answer
         if connection.is_closed():
             raise DisconnectionError
@@ -159,7 +179,7 @@ def _create_engine(server: str, server_settings: Mapping[str, str], **options: A
             "async_creator_fn": connect,
             "timeout": settings.POSTGRES_CONNECT_TIMEOUT,
             # The server ends a statement at its timeout; the client gives up a moment later, when the server is gone.
-            "command_timeout": settings.POSTGRES_STATEMENT_TIMEOUT + 0.5,
+            "command_timeout": settings.POSTGRES_STATEMENT_TIMEOUT + 0.25,
             "statement_cache_size": settings.POSTGRES_STATEMENT_CACHE_SIZE,
             "prepared_statement_cache_size": settings.POSTGRES_STATEMENT_CACHE_SIZE,
             "server_settings": {
@@ -293,6 +313,8 @@ async def _run_after_commit(db: AsyncSession, *, is_known: bool = True) -> None:
 
 async def close_engines() -> None:
     """Close the connections, or leave them to the process's end when the server does not answer."""
+    for server in _servers.values():
+        server.stop_trying()
     for each in (engine, read_engine):
         try:
             async with asyncio.timeout(settings.POSTGRES_CONNECT_TIMEOUT):

@@ -64,7 +64,8 @@ async def send(
     """Send one request on a connection of its own, cheaply enough for a thousand at once; return status, head, body."""
     reader, writer = await asyncio.open_connection(HOST, port)
     standard = [f"Host: {HOST}:{port}", f"Content-Length: {len(body)}", "Connection: close"]
-    kind = ["Content-Type: application/json"] if body else []
+    has_kind = any(header.startswith("Content-Type:") for header in headers)
+    kind = ["Content-Type: application/json"] if body and not has_kind else []
     lines = [f"{method} {path} HTTP/1.1", *standard, *kind, *headers, "", body]
     writer.write("\r\n".join(lines).encode())
     answer = await reader.read()

@@ -1,30 +1,38 @@
 """Servers that are killed, paused or not there yet, one at a time: what is still answered, and how all recovers."""
 
 import asyncio
+import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
+import asyncpg
 import httpx
 import psutil
 import pytest
 from redis.asyncio import Redis
 
 from app.core.config import settings
-from app.core.exceptions import RedisUnavailableError
+from app.core.exceptions import DatabaseUnavailableError, RedisUnavailableError
 from app.core.redis import RedisServer
 from app.models.user import User
 from scripts.servers import HOST, Postgres, Server, Valkey, free_port
-from tests.factories import make_post
+from tests.factories import PASSWORD, make_post
 from tests.fixtures import HeadersFor, RunningServer, RunServer
+from tests.helper import wait_until
+from tests.integration.own_app import send
 
 API = "/api/v1"
 TASK = f"{API}/tasks/task"
 MESSAGE = {"message": "x"}
+Request = tuple[str, str, list[str], str]
+"""Method, path, header lines and body."""
 # No answer may take longer; it says that a wait is bounded, not how fast anything is.
 BOUND = 10
 
@@ -86,7 +94,7 @@ async def readiness(server: RunningServer) -> tuple[int, dict[str, str]]:
     return response.status_code, response.json()["dependencies"]
 
 
-async def wait_until(server: RunningServer, role: str, state: str) -> None:
+async def wait_for_role(server: RunningServer, role: str, state: str) -> None:
     async def has_state() -> bool:
         return (await readiness(server))[1][role] == state
 
@@ -297,10 +305,15 @@ class TestAllRedisServers:
         assert dependencies == {"postgresql": "up", "cache": "down", "queue": "down", "rate limit": "down"}
         resume(valkey)
         for role in ("cache", "queue", "rate limit"):
-            await wait_until(server, role, "up")
+            await wait_for_role(server, role, "up")
 
 
 class TestPostgres:
+    """An outage of any kind, under way and over. Each request that needs the database is answered within `OUTAGE`."""
+
+    OUTAGE = 3
+    """Seconds, as documented: what is waited for by default (pool, connect, statement) adds up to less."""
+
     @pytest.fixture
     async def postgres_server(self, tmp_path: Path) -> AsyncIterator[Postgres]:
         with Postgres(tmp_path / "postgres", settings={"fsync": "off"}) as server:
@@ -308,12 +321,59 @@ class TestPostgres:
 
     @pytest.fixture
     async def server(self, postgres_server: Postgres, run_server: RunServer) -> RunningServer:
-        bounds = {"POSTGRES_STATEMENT_TIMEOUT": "1", "POSTGRES_POOL_TIMEOUT": "1"}
-        return await run_server(environment={**postgres_server.environment(), **bounds}, wait_for="/health/ready")
+        environment = {**postgres_server.environment(), "SIGN_UP_LIMIT": "10000"}
+        return await run_server(environment=environment, wait_for="/health/ready")
+
+    @pytest.fixture
+    async def requests(self, server: RunningServer) -> list[Request]:
+        """A mix of 60: anonymous reads, reads and writes with a token, sign-ins, sign-ups."""
+        assert await self.sign_up(server, "before") == 201
+        data = {"username": "before", "password": PASSWORD}
+        token = (await server.client.post(f"{API}/login", data=data)).json()["access_token"]
+        bearer = [f"Authorization: Bearer {token}"]
+        form = ["Content-Type: application/x-www-form-urlencoded"]
+        post = json.dumps({"title": "A title", "text": "text"})
+        return [
+            request
+            for number in range(12)
+            for request in (
+                ("GET", f"{API}/users", [], ""),
+                ("GET", f"{API}/user/me", bearer, ""),
+                ("POST", f"{API}/before/post", bearer, post),
+                ("POST", f"{API}/login", form, urlencode(data)),
+                ("POST", f"{API}/user", [], json.dumps(self.new_user(f"user{number}"))),
+            )
+        ]
+
+    def new_user(self, username: str) -> dict[str, str]:
+        return {"name": "Some User", "username": username, "email": f"{username}@example.com", "password": PASSWORD}
 
     async def sign_up(self, server: RunningServer, username: str) -> int:
-        body = {"name": "Some User", "username": username, "email": f"{username}@example.com", "password": "Str1ng$t"}
-        return (await server.client.post(f"{API}/user", json=body, timeout=BOUND)).status_code
+        response = await server.client.post(f"{API}/user", json=self.new_user(username), timeout=BOUND)
+        return response.status_code
+
+    async def all_unavailable(self, server: RunningServer, requests: Sequence[Request]) -> None:
+        """Each says so, in time."""
+
+        async def check(method: str, path: str, headers: Sequence[str], body: str) -> None:
+            async with asyncio.timeout(self.OUTAGE):
+                status, head, content = await send(server.port, method, path, headers, body)
+            assert (status, json.loads(content)) == (503, {"detail": DatabaseUnavailableError.detail}), path
+            assert "\r\nretry-after: 1\r\n" in head.lower()
+            assert "\r\ncache-control: private, no-store\r\n" in head.lower()
+
+        await asyncio.gather(*(check(*request) for request in requests))
+        assert (await server.client.get("/health")).status_code == 200
+        ready = await server.client.get("/health/ready", timeout=self.OUTAGE)
+        assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+        assert ready.json()["dependencies"]["postgresql"] == "down"
+
+    async def check_recovery(self, server: RunningServer, requests: Sequence[Request]) -> None:
+        """Five seconds after its return nothing is refused."""
+        await asyncio.sleep(5)
+        answers = await asyncio.gather(*(send(server.port, *request) for request in requests))
+        assert {status for status, _, _ in answers} == {200, 201}
+        assert "Traceback" not in server.output
 
     async def test_restarted_while_idle(self, postgres_server: Postgres, server: RunningServer) -> None:
         """No request finds a connection of the old server, though many are in the pools."""
@@ -326,42 +386,73 @@ class TestPostgres:
         writes = await asyncio.gather(*(self.sign_up(server, f"other{number}") for number in range(5)))
         assert writes == [201] * 5
 
-    async def test_stopped_and_back(self, postgres_server: Postgres, server: RunningServer) -> None:
-        assert await self.sign_up(server, "before") == 201
-        await asyncio.to_thread(postgres_server.stop)
-        for _ in range(3):
-            assert await self.sign_up(server, "meanwhile") == 503
-            for path in (f"{API}/users", f"{API}/user/before", f"{API}/before/posts"):
-                response = await server.client.get(path, timeout=BOUND)
-                assert response.status_code == 503
-                assert response.headers["Retry-After"] == "1"
-                assert response.headers["Cache-Control"] == "private, no-store"
-                detail = "The database cannot be reached or is too busy: try again"
-                assert response.json() == {"detail": detail}
-        assert (await server.client.get("/health")).status_code == 200
-        response = await server.client.get("/health/ready", timeout=BOUND)
-        assert response.status_code == 503
-        assert response.json()["status"] == "not ready"
-        assert response.json()["dependencies"]["postgresql"] == "down"
+    @pytest.mark.parametrize("how", ["stopped", "killed"])
+    async def test_refuses_connections(
+        self, postgres_server: Postgres, server: RunningServer, requests: list[Request], how: str
+    ) -> None:
+        await asyncio.to_thread(postgres_server.stop, signal.SIGINT if how == "stopped" else signal.SIGKILL)
+        for _ in range(2):
+            await self.all_unavailable(server, requests)
+        await start(postgres_server)
+        await self.check_recovery(server, requests)
+
+    async def test_does_not_answer(
+        self, postgres_server: Postgres, server: RunningServer, requests: list[Request]
+    ) -> None:
+        """Paused under requests, so that open connections are silent, and then new ones."""
+        with all_processes_paused(postgres_server):
+            for _ in range(3):
+                await self.all_unavailable(server, requests)
+        await self.check_recovery(server, requests)
+
+    async def test_is_killed_under_statements(self, postgres_server: Postgres, server: RunningServer) -> None:
+        """Their answers never come, and a lock that they wait for is never given."""
+        user, password = postgres_server.user, postgres_server.password
+        connection = await asyncpg.connect(
+            host=HOST, port=postgres_server.port, user=user, password=password, database=postgres_server.database
+        )
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute('LOCK TABLE "user"')
+        waiting = [asyncio.create_task(send(server.port, "GET", f"{API}/users")) for _ in range(10)]
+        waiting += [asyncio.create_task(self.sign_up_raw(server, f"user{number}")) for number in range(10)]
+
+        async def wait() -> bool:
+            query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            return bool(await connection.fetchval(query) == len(waiting))
+
+        await wait_until(wait)
+        await kill(postgres_server)
+        connection.terminate()
+        async with asyncio.timeout(self.OUTAGE):
+            assert {status for status, _, _ in await asyncio.gather(*waiting)} == {503}
         await start(postgres_server)
         await server.wait_until(lambda: server.is_answering("/health/ready"), "not ready again")
-        assert (await server.client.get(f"{API}/users")).json()["total_count"] == 1
-        assert await self.sign_up(server, "after") == 201
 
-    async def test_paused_and_resumed(self, postgres_server: Postgres, server: RunningServer) -> None:
-        """Every wait ends, also of those who stand in line for a connection."""
-        assert await self.sign_up(server, "before") == 201
+    async def sign_up_raw(self, server: RunningServer, username: str) -> tuple[int, str, bytes]:
+        return await send(server.port, "POST", f"{API}/user", body=json.dumps(self.new_user(username)))
+
+    async def test_accepts_nothing(
+        self, postgres_server: Postgres, server: RunningServer, requests: list[Request]
+    ) -> None:
+        """Connections are neither made nor refused, as behind a firewall that drops what it gets."""
+        await kill(postgres_server)
+        with socket.socket() as hole:
+            hole.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            hole.bind((HOST, postgres_server.port))
+            hole.listen(1024)
+            for _ in range(2):
+                await self.all_unavailable(server, requests)
+        await start(postgres_server)
+        await self.check_recovery(server, requests)
+
+    async def test_service_ends_while_it_does_not_answer(
+        self, postgres_server: Postgres, server: RunningServer, requests: list[Request]
+    ) -> None:
+        await asyncio.gather(*(send(server.port, *request) for request in requests))
         with all_processes_paused(postgres_server):
-            answers = await asyncio.gather(
-                *(server.client.get(f"{API}/users", timeout=2 * BOUND) for _ in range(50)),
-                *(self.sign_up(server, f"user{number}") for number in range(3)),
-                return_exceptions=True,
-            )
-            statuses = {answer.status_code if isinstance(answer, httpx.Response) else answer for answer in answers}
-            assert statuses == {503}
-            assert (await server.client.get("/health", timeout=BOUND)).status_code == 200
-        await server.wait_until(lambda: server.is_answering(f"{API}/users"), "not answering again")
-        assert await self.sign_up(server, "after") == 201
+            server.process.popen.send_signal(signal.SIGTERM)
+            await server.wait(BOUND)
 
     async def test_lock_that_somebody_holds(
         self, run_server: RunServer, postgres: Any, headers_for: HeadersFor, user: User, client: httpx.AsyncClient
