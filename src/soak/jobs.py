@@ -1,0 +1,23 @@
+"""The worker under test: the service's own settings with a short job, which counts how often it was finished."""
+
+import asyncio
+import random
+from typing import Any
+
+from app.worker import WorkerSettings as ServiceSettings
+from soak.service import FINISHED
+
+LONGEST_SECONDS = 1.0
+
+
+async def sample_background_task(ctx: dict[str, Any], name: str) -> str:
+    """Stand in for the service's job of this name, which takes five seconds."""
+    await asyncio.sleep(random.uniform(0, LONGEST_SECONDS))
+    await ctx["redis"].hincrby(FINISHED, ctx["job_id"], 1)
+    return f"Task {name} is complete!"
+
+
+class WorkerSettings:
+    locals().update({name: value for name, value in vars(ServiceSettings).items() if not name.startswith("__")})
+    functions = (sample_background_task,)
+    max_jobs = 50

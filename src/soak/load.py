@@ -1,0 +1,316 @@
+"""The users who put load on the service, and what each of them checks.
+
+All live in one process, so whoever reads knows what the owner had been told when the read began. A write that was
+answered with 2xx must be seen by every later read. One that was answered with 503 or cut off is in doubt: it may have
+been done or not, and until that has settled both may be seen.
+"""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import httpx
+
+from soak.report import Report
+from soak.service import LIMIT, PERIOD
+
+THINK_SECONDS = 0.1
+SETTLE_SECONDS = 10.0
+"""By then every wait of the service is over, and no write in doubt can be done any more."""
+CLOSE = 0.1
+"""Share of requests that close their connection: a worker that has just begun gets its load from new ones only."""
+FEW, MANY = 3, 10  # living posts of a user
+GONE = 10**9
+"""The version of a post that is deleted: the last one."""
+PASSWORD = "correct horse 4 staples"  # noqa: S105
+
+
+class Api:
+    """Asks the service, and reports what it answers."""
+
+    def __init__(self, client: httpx.AsyncClient, report: Report) -> None:
+        self.client = client
+        self.report = report
+        self.random = Random(0)
+
+    async def ask(
+        self, method: str, path: str, *expected: int, token: str = "", needs: str = "PostgreSQL", **body: Any
+    ) -> httpx.Response | None:
+        """Return the answer if it is one of those expected; None: what became of the request is in doubt."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if self.random.random() < CLOSE:
+            headers["Connection"] = "close"
+        path = path if path.startswith("/health") else f"/api/v1{path}"
+        asked, answer = self.report.asked(), None
+        for _ in range(2 if method == "GET" else 1):
+            try:
+                answer = await self.client.request(method, path, headers=headers, **body)
+                break
+            except httpx.TimeoutException:
+                break
+            except httpx.TransportError:  # the server may have closed the connection while it was idle: RFC 9112, 9.3.1
+                asked.tries += 1
+        status = answer.status_code if answer else None
+        self.report.answered(asked, f"{method} {path}", status, expected, needs.split(", "))
+        return answer if status in expected else None
+
+    def check(self, holds: bool, what: str) -> None:
+        self.report.reads += 1
+        if not holds:
+            self.report.breaks("stale reads", what)
+
+
+@dataclass
+class Post:
+    """What may be seen of a post: a version from `oldest` to `newest`, or, once it is being erased, nothing."""
+
+    id: int
+    oldest: int = 0
+    newest: int = 0
+    is_erased: bool = False
+
+    @property
+    def is_in_doubt(self) -> bool:
+        return self.is_erased and self.oldest != GONE
+
+
+class User:
+    def __init__(self, number: int, api: Api, crowd: "list[User]") -> None:
+        self.api = api
+        self.crowd = crowd
+        self.random = Random(number)
+        self.number = number
+        self.token = ""
+        self.name = f"u{number}n0"
+        self.next_name = ""
+        """The name that is being taken, or in doubt."""
+        self.renames = self.visitors = 0
+        self.posts: dict[int, Post] = {}
+        self.jobs: list[str] = []
+        """Those that are not known to have ended."""
+        self.hits: deque[tuple[float, float, bool | None]] = deque(maxlen=20 * LIMIT)
+        """Of the limited route: when asked, when answered, and whether it passed (None: in doubt)."""
+        self.writes = 0
+        self.is_writing = False
+        self.doubt_until = 0.0
+        """0: nothing is in doubt."""
+
+    async def live(self, end: asyncio.Event) -> None:
+        await self.sign_up(self.name)
+        await self.sign_in()
+        while not end.is_set():
+            await asyncio.sleep(self.random.uniform(0, THINK_SECONDS))
+            if self.doubt_until and time.monotonic() > self.doubt_until:
+                await self.settle()
+            else:
+                # Half of the users go on writing while they are in doubt, the others only look.
+                actions = READS | WRITES if not self.doubt_until or self.number % 2 else READS
+                await self.random.choices([*actions], [*actions.values()])[0](self)
+
+    async def write(self, method: str, path: str, *expected: int, **body: Any) -> httpx.Response | None:
+        self.writes += 1
+        self.is_writing = True
+        answer = await self.api.ask(method, path, *expected, token=self.token, **body)
+        self.is_writing = False
+        if answer is None:
+            self.doubt_until = time.monotonic() + SETTLE_SECONDS
+        return answer
+
+    async def settle(self) -> None:
+        """Find out what became of the writes in doubt; what is seen now counts."""
+        names = {self.name, self.next_name}
+        if (me := await self.api.ask("GET", "/user/me", 200, token=self.token)) is None:
+            return
+        self.name, self.next_name = me.json()["username"], ""
+        self.api.check(self.name in names, f"{self.name} was named {names}")
+        done = [await self.read_posts(self), *[await self.read_posts(self, post) for post in self.recent_posts()]]
+        if all(done) and not any(post.is_in_doubt for post in self.posts.values()):
+            self.doubt_until = 0
+
+    # -------- accounts --------
+    async def sign_up(self, name: str) -> httpx.Response | None:
+        body = {"name": "Soak User", "username": name, "email": f"{name}@example.com", "password": PASSWORD}
+        return await self.api.ask("POST", "/user", 201, json=body)
+
+    async def sign_in(self) -> None:
+        """With the e-mail address, which stays when the name changes."""
+        form = {"username": f"u{self.number}n0@example.com", "password": PASSWORD}
+        if answer := await self.api.ask("POST", "/login", 200, data=form):
+            self.token = answer.json()["access_token"]
+
+    async def sign_in_wrongly(self) -> None:
+        await self.api.ask("POST", "/login", 401, data={"username": self.name, "password": "a wrong password"})
+
+    async def read_me(self) -> None:
+        names = {self.name, self.next_name}
+        if answer := await self.api.ask("GET", "/user/me", 200, token=self.token):
+            self.api.check(answer.json()["username"] in names, f"{answer.json()['username']} was named {names}")
+
+    async def read_users(self) -> None:
+        if answer := await self.api.ask("GET", "/users", 200):
+            self.api.check(answer.json()["total_count"] >= len(self.crowd), "users are missing")
+
+    async def rename(self) -> None:
+        if not self.next_name:
+            self.renames += 1
+            old, self.next_name = self.name, f"u{self.number}n{self.renames}"
+            if await self.write("PATCH", f"/user/{old}", 200, json={"username": self.next_name}):
+                self.name, self.next_name = self.next_name, ""
+                await self.find_nothing_of(old)
+
+    async def find_nothing_of(self, name: str) -> None:
+        if answer := await self.api.ask("GET", f"/{name}/posts", 200, 404):
+            self.api.check(answer.status_code == 404, f"posts of {name}, whom nobody is called any more")
+
+    async def be_a_visitor(self) -> None:
+        """Sign up, write, and delete the account."""
+        self.visitors += 1
+        name = f"v{self.number}n{self.visitors}"
+        form, post = {"username": name, "password": PASSWORD}, {"title": "Hello", "text": "0:"}
+        if not await self.sign_up(name) or not (answer := await self.api.ask("POST", "/login", 200, data=form)):
+            return
+        token = answer.json()["access_token"]
+        if await self.api.ask("POST", f"/{name}/post", 201, token=token, json=post) and (
+            answer := await self.api.ask("GET", f"/{name}/posts", 200)
+        ):
+            self.api.check(answer.json()["total_count"] == 1, f"{answer.json()['total_count']} posts of {name}")
+        if await self.api.ask("DELETE", f"/user/{name}", 200, token=token):
+            await self.find_nothing_of(name)
+            await self.api.ask("GET", "/user/me", 401, token=token)
+
+    # -------- posts --------
+    def content(self, version: int) -> dict[str, str]:
+        return {"text": f"{version}:{'x' * self.random.randrange(2000)}"}
+
+    def living_posts(self) -> list[Post]:
+        return [post for post in self.posts.values() if not post.is_erased]
+
+    def recent_posts(self) -> list[Post]:
+        return [*self.posts.values()][-2 * MANY :]
+
+    def gone(self) -> list[int]:
+        """What may be answered, too, while the name in the path may not be the user's any more."""
+        return [404] if self.next_name else []
+
+    async def write_post(self) -> None:
+        if len(self.living_posts()) < MANY:
+            body = {"title": "A title", **self.content(0)}
+            answer = await self.write("POST", f"/{self.name}/post", 201, *self.gone(), json=body)
+            if answer and answer.status_code == 201:
+                self.posts[answer.json()["id"]] = Post(answer.json()["id"])
+
+    async def patch_post(self) -> None:
+        if posts := self.living_posts():
+            post = self.random.choice(posts)
+            post.newest += 1
+            version, path = post.newest, f"/{self.name}/post/{post.id}"
+            answer = await self.write("PATCH", path, 200, *self.gone(), json=self.content(version))
+            if answer and answer.status_code == 200:
+                post.oldest = version
+
+    async def erase_post(self) -> None:
+        if len(posts := self.living_posts()) > FEW:
+            post = self.random.choice(posts)
+            post.is_erased = True
+            answer = await self.write("DELETE", f"/{self.name}/post/{post.id}", 200, *self.gone())
+            if answer and answer.status_code == 200:
+                post.oldest = GONE
+
+    async def read_a_post(self) -> None:
+        owner = self.random.choice([self, self.random.choice(self.crowd)])
+        if posts := owner.recent_posts():
+            await self.read_posts(owner, self.random.choice(posts))
+
+    async def read_a_list(self) -> None:
+        await self.read_posts(self.random.choice([self, self.random.choice(self.crowd)]))
+
+    async def read_posts(self, owner: "User", only: Post | None = None) -> bool:
+        """Read all posts of the owner or only one, and check what is seen; return whether there was an answer."""
+        began, name, writes = time.monotonic(), owner.name, owner.writes
+        may_have_changed_name = bool(owner.next_name)
+        oldest = {post.id: post.oldest for post in ([only] if only else owner.posts.values())}
+        path = f"/{name}/post/{only.id}" if only else f"/{name}/posts?items_per_page=50"
+        answer = await self.api.ask("GET", path, 200, 404)
+        if answer is None or may_have_changed_name or owner.next_name or owner.name != name:
+            return answer is not None
+        self.api.check(only is not None or answer.status_code == 200, f"{path} is not there")
+        body = answer.json()
+        shown = {post["id"]: post for post in ([body] if only else body["data"])} if answer.status_code == 200 else {}
+        # What is seen while the owner neither writes nor is in doubt may be followed by newer versions only.
+        is_settled = owner.doubt_until < began and owner.writes == writes and not owner.is_writing
+        for number in oldest.keys() | shown.keys():
+            if number not in owner.posts:
+                self.api.check(bool(owner.doubt_until) or owner.is_writing, f"{path} has {number}, which nobody wrote")
+                if not is_settled:
+                    continue
+                owner.posts[number] = Post(number)
+            post = owner.posts[number]
+            seen = int(shown[number]["text"].partition(":")[0]) if number in shown else GONE
+            known = oldest.get(number, 0) <= seen <= (GONE if post.is_erased else post.newest)
+            self.api.check(known, f"{path} has version {seen} of {number}, known: {oldest.get(number)} and {post}")
+            if is_settled:
+                post.oldest, post.is_erased = max(post.oldest, seen), seen == GONE
+        return True
+
+    # -------- tasks, and their limit --------
+    async def queue_task(self) -> None:
+        asked, needs = time.monotonic(), "PostgreSQL, queue"
+        answer = await self.api.ask("POST", "/tasks/task?message=soak", 201, 429, token=self.token, needs=needs)
+        answered, passed = time.monotonic(), answer.status_code == 201 if answer else None
+        # The limiter lets all pass while its server is away, which also forgets what it has counted.
+        if passed is not None and not self.api.report.was_away(["rate limit"], asked, PERIOD):
+            self.check_limit(asked, answered, passed)
+        self.hits.append((asked, answered, passed))
+        if answer and passed:
+            self.jobs.append(answer.json()["id"])
+            self.api.report.jobs.append(answer.json()["id"])
+
+    def check_limit(self, asked: float, answered: float, passed: bool) -> None:
+        """Whether it was right to let pass or to refuse: a request is counted at some moment before its answer."""
+        if passed:
+            right = sum(began > answered - PERIOD for began, _, hit in self.hits if hit) < LIMIT
+        else:
+            right = sum(ended > asked - PERIOD for _, ended, hit in self.hits if hit is not False) >= LIMIT
+        if not right:
+            self.api.report.breaks("wrong limits", f"user {self.number} {'passed' if passed else 'was refused'}")
+
+    async def read_task(self) -> None:
+        if self.jobs:
+            job = self.random.choice(self.jobs)
+            answer = await self.api.ask("GET", f"/tasks/task/{job}", 200, token=self.token, needs="PostgreSQL, queue")
+            if answer and answer.json()["status"] == "complete":
+                self.jobs.remove(job)
+                if answer.json()["result"] != "Task soak is complete!":
+                    self.api.report.breaks("failed jobs", f"{job}: {answer.json()['result']}")
+
+    # -------- health --------
+    async def read_health(self) -> None:
+        await self.api.ask("GET", "/health", 200, needs="")
+
+    async def read_readiness(self) -> None:
+        await self.api.ask("GET", "/health/ready", 200)
+
+
+# How often each is done, compared with the others.
+READS = {
+    User.read_a_post: 30,
+    User.read_a_list: 20,
+    User.read_me: 8,
+    User.read_users: 4,
+    User.sign_in: 3,
+    User.sign_in_wrongly: 1,
+    User.read_task: 8,
+    User.read_health: 2,
+    User.read_readiness: 1,
+}
+WRITES = {
+    User.patch_post: 12,
+    User.write_post: 6,
+    User.erase_post: 6,
+    User.queue_task: 8,
+    User.rename: 2,
+    User.be_a_visitor: 1,
+}

@@ -1,0 +1,94 @@
+"""The checks of `make soak`: that they hold on a service that is right, and fail on one that is not."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+
+from app.core import cache
+from soak import faults, load
+from soak.__main__ import schedule
+from soak.load import Api, User
+from soak.report import BOUND_SECONDS, CALM, Report
+
+
+async def live(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Report:
+    """Let three users live, whose checks are to tell what is wrong with the application."""
+    monkeypatch.setattr(load, "THINK_SECONDS", 0)
+    monkeypatch.setattr(load, "WRITES", {write: 1 for write in load.WRITES if write is not User.queue_task})
+    report, end, crowd = Report(0), asyncio.Event(), list[User]()
+    crowd += [User(number, Api(client, report), crowd) for number in range(3)]
+    lives = [asyncio.create_task(user.live(end)) for user in crowd]
+    await asyncio.sleep(seconds)
+    end.set()
+    await asyncio.gather(*lives)
+    return report
+
+
+class TestUsers:
+    async def test_find_nothing_wrong(self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        report = await live(client, monkeypatch, 1.5)
+        assert report.details == []
+        assert report.reads > 100
+
+    async def test_see_a_cache_that_is_not_invalidated(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def forget(*_: object) -> None: ...
+
+        monkeypatch.setattr(cache.store, "remove", forget)
+        report = await live(client, monkeypatch, 1.5)
+        assert report.broken["stale reads"] > 0
+
+    @pytest.mark.parametrize(("passed", "hits"), [(True, 5), (False, 4)])
+    def test_see_a_limit_that_is_another(self, client: httpx.AsyncClient, passed: bool, hits: int) -> None:
+        user = User(0, Api(client, Report(0)), [])
+        now = time.monotonic()
+        user.hits.extend([(now, now, True)] * (hits - 1 if passed else hits + 1))
+        user.check_limit(now, now, passed)
+        assert not user.api.report.broken
+        user.hits.clear()
+        user.hits.extend([(now, now, True)] * hits)
+        user.check_limit(now, now, passed)
+        assert user.api.report.broken["wrong limits"] == 1
+
+
+class TestReport:
+    def answer(self, report: Report, status: int | None, *, wait: float = 0) -> dict[str, int]:
+        asked = report.asked()
+        asked.at -= wait
+        report.answered(asked, "GET /", status, [200], ["queue"])
+        return dict(report.broken)
+
+    def test_answers_that_a_fault_excuses(self) -> None:
+        report = Report(0)
+        assert self.answer(report, 503) == {"unexpected answers": 1}
+        report.goes_away("queue")
+        assert self.answer(report, 503) == {"unexpected answers": 1}
+        assert self.answer(report, 500) == {"unexpected answers": 2}
+        assert self.answer(report, None) == {"unexpected answers": 3}
+        report.goes_away("gunicorn")
+        assert self.answer(report, None) == {"unexpected answers": 3}
+
+    def test_slow_answers(self) -> None:
+        report = Report(0)
+        assert self.answer(report, 200, wait=BOUND_SECONDS - 1) == {}
+        assert self.answer(report, 200, wait=BOUND_SECONDS + 1) == {"slow answers": 1}
+
+    def test_table(self) -> None:
+        report = Report(0)
+        self.answer(report, 200)
+        report.enter("a fault")
+        self.answer(report, 404)
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.table().splitlines()]
+        assert [row[0] for row in rows if not row[0].startswith("-")] == ["phase", CALM, "a fault", "all"]
+        total = dict(zip(rows[0], rows[-1], strict=True))
+        assert (total["2xx"], total["4xx"], total["500"]) == ("1", "1", "0")
+
+
+def test_every_server_fails_in_the_short_form_too() -> None:
+    assert {fault.role for fault in schedule(60)[0]} == {fault.role for fault in faults.ALL}
+    assert len(schedule(60)[0]) * schedule(60)[1] < 60
+    assert {fault.name for fault in schedule(1200)[0]} == {fault.name for fault in faults.ALL}
+    assert len(schedule(1200)[0]) * schedule(1200)[1] < 1200
