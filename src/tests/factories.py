@@ -1,11 +1,14 @@
 """Rows to test with: each function commits one and returns it. What a test does not name is made up."""
 
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
 from app.core.config import settings
 from app.core.database import transaction
-from app.core.security import get_password_hash
+from app.core.models import now
+from app.core.security import get_password_hash, hash_of
+from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_posts import crud_posts
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
@@ -58,6 +61,13 @@ async def make_post(user: User, **values: Any) -> Post:
     values = {"title": "A title", "text": "Some text.", **values}
     async with transaction() as db:
         return await crud_posts.create(db, PostCreateInternal(created_by_user_id=user.id, **values))
+
+
+async def make_password_reset(user: User, token: str, *, seconds: float = 60) -> None:
+    """Let the token choose a new password for so long, as if it had been mailed."""
+    async with transaction() as db:
+        expires_at = now() + timedelta(seconds=seconds)
+        await crud_password_resets.issue(db, user.id, user.email, hash_of(token), expires_at)
 
 
 async def make_tier(name: str | None = None) -> Tier:

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials, OAuth2PasswordBearer
 
-from app.core.config import DefaultRateLimitSettings, settings
+from app.api.credentials import check_password, limit_by_address
+from app.core import audit
+from app.core.config import AbuseLimitSettings, DefaultRateLimitSettings, SessionSettings, settings
 from app.core.database import ReaderDep, SessionDep
 from app.core.exceptions import ForbiddenError, NotFoundError, RateLimitExceededError, UnauthorizedError
 from app.core.middleware import add_response_headers
@@ -17,6 +19,7 @@ from app.schemas.user import Caller, Username
 
 __all__ = [
     "TOKEN_OPTIONAL",
+    "BearerToken",
     "CurrentSuperuser",
     "CurrentUser",
     "EditableUserId",
@@ -28,27 +31,33 @@ __all__ = [
     "get_current_user",
     "get_docs_reader",
     "get_optional_user",
+    "limit_sign_ups",
     "rate_limiter",
 ]
 
 logger = logging.getLogger(__name__)
 
-_bearer = OAuth2PasswordBearer(tokenUrl="/api/v1/login", auto_error=False)
+BearerToken = Annotated[str | None, Depends(OAuth2PasswordBearer(tokenUrl="/api/v1/login", auto_error=False))]
 _basic = HTTPBasic(realm="docs", auto_error=False)
 
 
-async def get_optional_user(
-    request: Request, token: Annotated[str | None, Depends(_bearer)], db: ReaderDep
-) -> Caller | None:
+async def get_optional_user(request: Request, token: BearerToken, db: ReaderDep) -> Caller | None:
     """The user whose token came with the request, None without a token; a token that is not valid is refused.
 
-    One query also finds the limit of the user's tier, should `rate_limiter` want it.
+    One query also finds whether the session lives, and the limit of the user's tier, should `rate_limiter` want it.
     """
     if token is None:
         return None
-    user = await crud_users.get_caller(db, read_access_token(token), sanitize_path(route_template(request)))
+    named = read_access_token(token)
+    user = None
+    path = sanitize_path(route_template(request))
+    if not isinstance(settings, SessionSettings):
+        user = await crud_users.get_caller(db, named.user, path)
+    elif named.session is not None:
+        user = await crud_users.get_caller(db, named.user, path, named.session)
     if user is None:
-        raise UnauthorizedError("The user of this token has been deleted", challenge='Bearer error="invalid_token"')
+        raise UnauthorizedError("The session of this token has ended", challenge='Bearer error="invalid_token"')
+    audit.note(request.scope, who=user["id"])
     return user
 
 
@@ -67,9 +76,10 @@ async def get_current_user(user: OptionalUser) -> Caller:
 CurrentUser = Annotated[Caller, Depends(get_current_user)]
 
 
-async def get_current_superuser(user: CurrentUser) -> Caller:
+async def get_current_superuser(request: Request, user: CurrentUser) -> Caller:
     if not user["is_superuser"]:
         raise ForbiddenError("Only superusers are allowed to do this")
+    audit.note(request.scope, superuser=True)
     return user
 
 
@@ -106,18 +116,33 @@ OwnUserId = Annotated[int, Depends(get_own_user_id)]
 
 
 async def get_docs_reader(
-    user: OptionalUser, credentials: Annotated[HTTPBasicCredentials | None, Depends(_basic)], db: ReaderDep
+    request: Request,
+    user: OptionalUser,
+    credentials: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
+    db: ReaderDep,
 ) -> None:
     """Let superusers pass, by token or by the name and password that a browser asks for."""
     if user is not None:
         is_superuser = user["is_superuser"]
+    elif credentials is not None:
+        found = await crud_users.get_credentials(db, credentials.username)
+        if not await check_password(request, found, credentials.username, credentials.password):
+            raise _docs_refused()
+        is_superuser = found is not None and found["is_superuser"]
     else:
-        found = credentials and await crud_users.authenticate(db, credentials.username, credentials.password)
-        if not found:
-            raise UnauthorizedError("Only superusers may read the docs", challenge='Basic realm="docs", Bearer')
-        is_superuser = found["is_superuser"]
+        raise _docs_refused()
     if not is_superuser:
         raise ForbiddenError("Only superusers may read the docs")
+
+
+def _docs_refused() -> UnauthorizedError:
+    return UnauthorizedError("Only superusers may read the docs", challenge='Basic realm="docs", Bearer')
+
+
+async def limit_sign_ups(request: Request) -> None:
+    """Refuse sign-ups beyond the limit for one address."""
+    if isinstance(settings, AbuseLimitSettings):
+        await limit_by_address(request, "sign_up", settings.SIGN_UP_LIMIT, settings.SIGN_UP_PERIOD)
 
 
 async def rate_limiter(request: Request, user: OptionalUser) -> None:

@@ -138,13 +138,16 @@ class SessionSettings(SettingsGroup):
 class AbuseLimitSettings(SettingsGroup):
     """Counted by the rate limiter, so without its group there is none of these limits. Periods are in seconds."""
 
-    LOGIN_LIMIT_PER_ADDRESS: int = Field(10, gt=0)
-    LOGIN_PERIOD_PER_ADDRESS: int = Field(300, gt=0)
+    LOGIN_LIMIT: int = Field(10, gt=0)
+    LOGIN_PERIOD: int = Field(300, gt=0)
     LOGIN_LIMIT_PER_ACCOUNT: int = Field(100, gt=0)
     LOGIN_PERIOD_PER_ACCOUNT: int = Field(3600, gt=0)
+    LOGIN_LIMIT_PER_ADDRESS: int = Field(100, gt=0)
+    LOGIN_PERIOD_PER_ADDRESS: int = Field(3600, gt=0)
     SIGN_UP_LIMIT: int = Field(100, gt=0)
     SIGN_UP_PERIOD: int = Field(3600, gt=0)
     PASSWORD_RESET_LIMIT: int = Field(20, gt=0)
+    PASSWORD_RESET_LIMIT_PER_ACCOUNT: int = Field(3, gt=0)
     PASSWORD_RESET_PERIOD: int = Field(3600, gt=0)
 
 
@@ -170,6 +173,11 @@ class MailSettings(SettingsGroup):
     PASSWORD_RESET_MINUTES: int = Field(30, gt=0)
     PASSWORD_RESET_URL: str | None = None
     """Address of a page of yours that is called with `?token=…`; none: the mail has the token itself."""
+
+    @property
+    def sends_mail(self) -> bool:
+        local = getattr(self, "ENVIRONMENT", EnvironmentOption.LOCAL) is EnvironmentOption.LOCAL
+        return local or self.SMTP_HOST is not None
 
 
 class FirstUserSettings(SettingsGroup):

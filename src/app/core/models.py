@@ -58,8 +58,11 @@ class ReadSchema(BaseModel):
 
 
 class Token(BaseModel):
+    """`refresh_token` is there for clients that keep no cookies and say so."""
+
     access_token: str
     token_type: str
+    refresh_token: str | None = None
 
 
 class Message(BaseModel):

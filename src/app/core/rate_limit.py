@@ -1,5 +1,6 @@
 """How many requests may pass in a period, decided in one step on the clock of the server that all workers share."""
 
+import contextlib
 import ipaddress
 import math
 from dataclasses import dataclass
@@ -77,8 +78,11 @@ class RateLimiter:
     async def hit(self, key: str, limit: int, period: int) -> Quota | None:
         """Count a request under `key` if fewer than `limit` passed in the last `period` seconds.
 
-        None, and thus a pass, when the server is away; with RATE_LIMIT_FAIL_OPEN off, RedisUnavailableError.
+        None, and thus a pass, without a limiter or when its server is away; with RATE_LIMIT_FAIL_OPEN off,
+        RedisUnavailableError.
         """
+        if not self.is_open:
+            return None
         try:
             async with self.server.guard():
                 answer = await self.server.script(_SCRIPT)([f"rate_limit:{key}"], [limit, period])
@@ -88,6 +92,25 @@ class RateLimiter:
             raise
         allowed, remaining, reset = cast(tuple[int, int, int], answer)
         return Quota(bool(allowed), limit, period, remaining, max(1, math.ceil(reset / 1_000_000)))
+
+    async def uncount(self, key: str) -> None:
+        """Take back what `hit` counted last under `key`."""
+        with contextlib.suppress(RedisUnavailableError):
+            async with self.server.guard():
+                await self.server.client.execute_command("LPOP", f"rate_limit:{key}")  # type: ignore[no-untyped-call]
+
+    async def remember(self, key: str, seconds: int) -> None:
+        """Let `remembers` say yes for so long."""
+        with contextlib.suppress(RedisUnavailableError):
+            async with self.server.guard():
+                await self.server.client.set(f"remembered:{key}", b"", ex=seconds)
+
+    async def remembers(self, key: str) -> bool:
+        try:
+            async with self.server.guard():
+                return bool(await self.server.client.exists(f"remembered:{key}"))
+        except RedisUnavailableError:
+            return False
 
 
 limiter = RateLimiter()

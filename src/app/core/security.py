@@ -1,12 +1,18 @@
 """Passwords and tokens. Hashing runs in threads of its own: bcrypt takes a quarter of a second and frees the GIL."""
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import os
+import re
+import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Self, TypeVar
 from uuid import UUID, uuid4
 
 from jose import jwt
@@ -15,16 +21,24 @@ from passlib.context import CryptContext
 from app.core.config import settings
 from app.core.exceptions import ServiceUnavailableError, UnauthorizedError
 from app.core.models import now
+from app.core.passwords import MAX_PASSWORD_LENGTH
 
-MAX_PASSWORD_LENGTH = 128
 MAX_TOKEN_LENGTH = 2048
 CLOCK_SKEW_SECONDS = 10
 TOKEN_TYPE = "access"  # noqa: S105  (a claim, not a secret)
 
 T = TypeVar("T")
 
-# bcrypt_sha256 hashes the whole password, plain bcrypt its first 72 bytes.
-_passwords = CryptContext(schemes=["bcrypt_sha256"], bcrypt_sha256__rounds=settings.BCRYPT_COST)
+
+def make_policy(cost: int) -> CryptContext:
+    """How passwords are hashed: bcrypt_sha256 takes the whole password, plain bcrypt its first 72 bytes.
+
+    Hashes of the later schemes, and those of another cost, are accepted and renewed at the next sign-in.
+    """
+    return CryptContext(schemes=["bcrypt_sha256", "bcrypt"], deprecated="auto", bcrypt_sha256__rounds=cost)
+
+
+_passwords = make_policy(settings.BCRYPT_COST)
 # A well-formed hash that no password has: refusing an unknown user costs what refusing a wrong password does.
 _NOBODYS_HASH = f"$bcrypt-sha256$v=2,t=2b,r={settings.BCRYPT_COST}${'.' * 22}${'.' * 31}"
 
@@ -53,12 +67,17 @@ async def get_password_hash(password: str) -> str:
 
 
 async def verify_password(plain_password: str, hashed_password: str | None) -> bool:
-    """Tell whether the hash is of this password; without a hash the answer is no, and takes as long."""
+    """Tell whether the hash is of this password; without a usable hash the answer is no, and takes as long."""
     usable = len(plain_password) <= MAX_PASSWORD_LENGTH and "\x00" not in plain_password and _encodable(plain_password)
-    if not usable or hashed_password is None:
+    if not usable or hashed_password is None or _passwords.identify(hashed_password) is None:
         await _hashing.run(_passwords.verify, "", _NOBODYS_HASH)
         return False
-    return await _hashing.run(_passwords.verify, plain_password, hashed_password)
+    # Plain bcrypt has always looked at 72 bytes; its library refuses more today.
+    secret = plain_password.encode()[:72] if hashed_password.startswith("$2") else plain_password
+    try:
+        return await _hashing.run(_passwords.verify, secret, hashed_password)
+    except ValueError:  # the hash is damaged
+        return False
 
 
 def _encodable(text: str) -> bool:
@@ -69,36 +88,54 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def create_access_token(subject: UUID) -> str:
+def is_outdated(hashed_password: str) -> bool:
+    """Whether the hash was made by an older scheme or at another cost than today's."""
+    return _passwords.needs_update(hashed_password)
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    """What an access token says: whose it is, and of which session (None: signed without sessions)."""
+
+    user: UUID
+    session: UUID | None
+
+
+def create_access_token(
+    user: UUID, session: UUID | None = None, *, issued: datetime | None = None, jti: str | None = None
+) -> str:
     """Sign a token for the user with this uuid, valid for `ACCESS_TOKEN_EXPIRE_MINUTES`."""
-    issued = now()
+    issued = issued or now()
     claims = {
-        "sub": str(subject),
+        "sub": str(user),
         "iat": issued,
         "exp": issued + timedelta(minutes=settings.ACCESS_TOKEN_EXPIRE_MINUTES),
-        "jti": uuid4().hex,
+        "jti": jti or uuid4().hex,
         "type": TOKEN_TYPE,
     }
+    if session is not None:
+        claims["sid"] = str(session)
     token: str = jwt.encode(claims, settings.secret_key, algorithm=settings.ALGORITHM)
     return token
 
 
-def read_access_token(token: str) -> UUID:
-    """Return the uuid of the user that the token was signed for; anything not exactly as we sign it is refused."""
+def read_access_token(token: str, *, allow_expired: bool = False) -> AccessToken:
+    """Return what a token of ours says; anything not exactly as we sign it is refused."""
     refused = UnauthorizedError(
         "The token is not valid or has expired: sign in again", challenge='Bearer error="invalid_token"'
     )
     if len(token) > MAX_TOKEN_LENGTH:
         raise refused
+    options = {"require_iat": True, "require_sub": True, "verify_aud": False}
     try:
         claims = jwt.decode(
             token,
             settings.secret_key,
             algorithms=[settings.ALGORITHM],
-            options={"require_exp": True, "require_iat": True, "require_sub": True, "verify_aud": False},
+            options={**options, "require_exp": not allow_expired, "verify_exp": not allow_expired},
         )
         header = jwt.get_unverified_header(token)
-        subject = UUID(claims["sub"])
+        read = AccessToken(UUID(claims["sub"]), UUID(claims["sid"]) if "sid" in claims else None)
         valid = (
             header.keys() <= {"alg", "typ"}
             and claims["type"] == TOKEN_TYPE
@@ -108,4 +145,40 @@ def read_access_token(token: str) -> UUID:
         raise refused from error
     if not valid:
         raise refused
-    return subject
+    return read
+
+
+def hash_of(secret: str) -> str:
+    """The hash under which a random secret of ours is stored: it cannot be guessed, so a fast one will do."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def new_secret() -> str:
+    """256 random bits, in 43 characters that fit into a URL."""
+    return secrets.token_urlsafe(32)
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    """Names its session and holds the secret that this session takes next."""
+
+    session: UUID
+    secret: str
+
+    def __str__(self) -> str:
+        return f"{self.session.hex}{self.secret}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        if not re.fullmatch(r"[0-9a-f]{32}[A-Za-z0-9_-]{43}", text):
+            return None
+        return cls(UUID(text[:32]), text[32:])
+
+    def successor(self) -> Self:
+        """The token that follows this one. It is computed, so that whoever asks twice gets the same."""
+        digest = hmac.digest(settings.secret_key.encode(), f"refresh:{self}".encode(), "sha256")
+        return type(self)(self.session, base64.urlsafe_b64encode(digest).rstrip(b"=").decode())
+
+    def access_token(self, user: UUID, issued: datetime) -> str:
+        """The access token that goes with this one, the same each time."""
+        return create_access_token(user, self.session, issued=issued, jti=hash_of(f"access:{self}")[:32])

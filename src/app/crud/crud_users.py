@@ -1,25 +1,39 @@
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, func, null, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database, fetch_all
 from app.core.exceptions import ConflictError
-from app.core.security import verify_password
 from app.crud.crud_base import CRUDBase
+from app.crud.helper import columns_of
 from app.models.rate_limit import RateLimit
+from app.models.session import Session
 from app.models.user import User
 from app.schemas.user import Caller, UserCreateInternal, UserDelete, UserUpdate, UserUpdateInternal
 
-_SELECT_CALLER = (
-    select(
-        *(getattr(User, key) for key in Caller.__annotations__ if not key.startswith("rate_")),
-        RateLimit.limit.label("rate_limit"),
-        RateLimit.period.label("rate_period"),
+
+def _select_caller(*session: ColumnElement[Any]) -> Select[Any]:
+    return (
+        select(
+            *(getattr(User, key) for key in Caller.__annotations__ if key in columns_of(User)),
+            *session,
+            RateLimit.limit.label("rate_limit"),
+            RateLimit.period.label("rate_period"),
+        )
+        .select_from(User)
+        .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
+        .where(User.uuid == bindparam("user"), ~User.is_deleted)
     )
-    .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
-    .where(User.uuid == bindparam("uuid"), ~User.is_deleted)
+
+
+_SELECT_CALLER = _select_caller(null().label("session_id"), null().label("session_created_at"))
+_SELECT_CALLER_IN_SESSION = _select_caller(
+    Session.id.label("session_id"), Session.created_at.label("session_created_at")
+).join(
+    Session,
+    and_(Session.user_id == User.id, Session.uuid == bindparam("session"), Session.expires_at > func.now()),
 )
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
@@ -29,21 +43,30 @@ class LastSuperuserError(ConflictError):
 
 
 class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal, UserDelete]):
-    async def get_caller(self, db: Database, uuid: UUID, path: str) -> Caller | None:
-        """Return the living user whom a token names, with the rate limit of their tier for a sanitized path."""
-        rows = await fetch_all(db, _SELECT_CALLER, {"uuid": uuid, "path": path})
+    async def get_caller(self, db: Database, uuid: UUID, path: str, session: UUID | None = None) -> Caller | None:
+        """Return the living user whom a token names, with the rate limit of their tier for a sanitized path; with the
+        uuid of a session, only while that lives.
+        """
+        if session is None:
+            rows = await fetch_all(db, _SELECT_CALLER, {"user": uuid, "path": path})
+        else:
+            values = {"user": uuid, "path": path, "session": session}
+            rows = await fetch_all(db, _SELECT_CALLER_IN_SESSION, values)
         return cast(Caller, dict(zip(_CALLER_KEYS, rows[0], strict=True))) if rows else None
 
-    async def authenticate(self, db: Database, username_or_email: str, password: str) -> dict[str, Any] | None:
-        """Return id, uuid and is_superuser of the user whose password this is; unknown users take as long to refuse."""
+    async def get_credentials(self, db: Database, username_or_email: str) -> dict[str, Any] | None:
+        """Return id, uuid, is_superuser and hashed_password of the living user of this name or address, or None."""
         name = "email" if "@" in username_or_email else "username"
         value = username_or_email.lower() if name == "email" else username_or_email
-        user = None
-        if value.isprintable():
-            columns = ["id", "uuid", "is_superuser", "hashed_password"]
-            user = await self.get(db, columns, **{name: value}, is_deleted=False)
-        matches = await verify_password(password, user["hashed_password"] if user else None)
-        return user if matches else None
+        if not value.isprintable():
+            return None
+        columns = ["id", "uuid", "is_superuser", "hashed_password"]
+        return await self.get(db, columns, **{name: value}, is_deleted=False)
+
+    async def hold_password(self, db: AsyncSession, user_id: int) -> str | None:
+        """Return the hash of a living user's password, or None, and let nobody change it until the commit."""
+        statement = select(User.hashed_password).where(User.id == user_id, ~User.is_deleted)
+        return (await db.execute(statement.with_for_update(key_share=True))).scalar_one_or_none()
 
     async def hold_name(self, db: AsyncSession, username: str, **filters: Any) -> int | None:
         """Return the id of the user who has this name, or None, and let nobody change the name until the commit.

@@ -1,12 +1,13 @@
 from datetime import datetime
-from typing import Annotated, TypedDict
+from typing import Annotated, Self, TypedDict
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl
-from app.core.security import MAX_PASSWORD_LENGTH
+from app.core.passwords import MAX_PASSWORD_LENGTH, weakness
 from app.schemas.rate_limit import RateLimitRead
 
 # Each is a word that a route, or one that is likely to come, uses where a username may stand.
@@ -44,7 +45,10 @@ Email = Annotated[
     AfterValidator(_email),
 ]
 ImageUrl = Annotated[WebUrl, Field(examples=["https://www.example.com/userson.png"])]
+# A new one; what it may not be besides is a matter of its owner, see `weakness`.
 Password = Annotated[Text, Field(min_length=8, max_length=MAX_PASSWORD_LENGTH, examples=["Str1ngst!"])]
+# One that exists: refused because it is wrong, not because a rule is younger than it.
+CurrentPassword = Annotated[Text, Field(max_length=MAX_PASSWORD_LENGTH, examples=["Str1ngst!"])]
 
 
 class UserBase(BaseModel):
@@ -78,6 +82,12 @@ class UserReadRateLimits(UserReadOwn):
 class UserCreate(UserBase, InputSchema):
     password: Password
 
+    @model_validator(mode="after")
+    def _refuse_weak_password(self) -> Self:
+        if reason := weakness(self.password, self.username, self.email):
+            raise PydanticCustomError("weak_password", "{reason}", {"reason": reason})
+        return self
+
 
 class UserCreateInternal(UserBase):
     hashed_password: str
@@ -86,13 +96,17 @@ class UserCreateInternal(UserBase):
 
 
 class UserUpdate(InputSchema):
+    """A new e-mail address takes `current_password`, the caller's, once the session is no longer young."""
+
     name: Name | MISSING = MISSING
     username: NewUsername | MISSING = MISSING
     email: Email | MISSING = MISSING
     profile_image_url: ImageUrl | MISSING | None = MISSING
+    current_password: CurrentPassword | MISSING = MISSING
 
 
 class UserUpdateInternal(UserUpdate):
+    hashed_password: str
     updated_at: datetime
 
 
@@ -110,7 +124,9 @@ class UserDelete(BaseModel):
 
 
 class Caller(TypedDict):
-    """Who is asking, and the limit of their tier on the path they ask for (None: there is no such rule)."""
+    """Who is asking, in which session (None: there are no sessions), and the limit of their tier on the path they ask
+    for (None: there is no such rule).
+    """
 
     id: int
     uuid: UUID
@@ -120,5 +136,7 @@ class Caller(TypedDict):
     profile_image_url: str | None
     tier_id: int | None
     is_superuser: bool
+    session_id: int | None
+    session_created_at: datetime | None
     rate_limit: int | None
     rate_period: int | None

@@ -24,7 +24,7 @@ class TestTwoWorkers:
     async def test_one_of_a_hundred_sign_ups_gets_the_name_and_the_address(
         self, run_server: RunServer, fetch: Fetch
     ) -> None:
-        server = await run_server(workers=2)
+        server = await run_server(workers=2, environment={"SIGN_UP_LIMIT": "1000"})
 
         async def sign_up(username: str, email: str) -> tuple[int, bytes]:
             body = {"name": "Some User", "username": username, "email": email, "password": "Str1ng$t"}

@@ -65,9 +65,20 @@ class TestReads:
     async def test_login_hashes_without_a_connection(
         self, client: httpx.AsyncClient, user: User, statements: Statements
     ) -> None:
+        """One to find the user; after hashing, the user's row is held and the session written."""
         statements.clear()
         await client.post("/api/v1/login", data={"username": user.username, "password": PASSWORD})
-        only_read(statements, 1)
+        assert [sql.split()[0] for sql in statements.read] == ["SELECT"]
+        words = [sql.split()[0] for sql in statements.written]
+        assert words == ["BEGIN;", "SELECT", "INSERT", "COMMIT;"], statements.written
+        assert statements.all[0][0] == "read"
+
+    async def test_refresh(self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements) -> None:
+        """One to hold the session and one to write it."""
+        statements.clear()
+        assert (await client.post("/api/v1/refresh")).status_code == 200
+        assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "SELECT", "UPDATE", "COMMIT;"]
+        assert not statements.read
 
     async def test_lists_of_tiers_and_limits(
         self, client: httpx.AsyncClient, user: User, superuser_headers: Headers, statements: Statements

@@ -1,7 +1,9 @@
 import asyncio
 import threading
+from datetime import timedelta
 from uuid import uuid4
 
+import bcrypt
 import pytest
 from jose import jwt
 from passlib.hash import bcrypt_sha256
@@ -9,7 +11,17 @@ from passlib.hash import bcrypt_sha256
 from app.core import security
 from app.core.config import settings
 from app.core.exceptions import ServiceUnavailableError, UnauthorizedError
-from app.core.security import create_access_token, get_password_hash, read_access_token, verify_password
+from app.core.models import now
+from app.core.security import (
+    AccessToken,
+    RefreshToken,
+    create_access_token,
+    get_password_hash,
+    is_outdated,
+    new_secret,
+    read_access_token,
+    verify_password,
+)
 
 
 class TestPasswords:
@@ -55,6 +67,25 @@ class TestPasswords:
         assert len(verified) == 1
         assert bcrypt_sha256.from_string(verified[0]).rounds == settings.BCRYPT_COST
 
+    @pytest.mark.parametrize(
+        "stored", ["", "!", "plain text", "$2b$broken", "$argon2id$v=19$m=1,t=1,p=1$c2FsdA$aGFzaA"]
+    )
+    async def test_hash_that_is_none(self, stored: str) -> None:
+        assert not await verify_password(stored, stored)
+
+    @pytest.mark.parametrize("password", ["Str1ngst!", "a" * 72, "a" * 100])
+    async def test_plain_bcrypt_is_accepted_and_outdated(self, password: str) -> None:
+        stored = bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(settings.BCRYPT_COST)).decode()
+        assert await verify_password(password, stored)
+        assert not await verify_password("wrong", stored)
+        assert is_outdated(stored)
+
+    @pytest.mark.parametrize("difference", [-1, 0, 1])
+    async def test_hash_of_another_cost_is_outdated(self, difference: int) -> None:
+        cost = settings.BCRYPT_COST + 1
+        stored = security.make_policy(cost + difference).hash("Str1ngst!")
+        assert security.make_policy(cost).needs_update(stored) is bool(difference)
+
     async def test_cost(self) -> None:
         assert bcrypt_sha256.from_string(await get_password_hash("Str1ngst!")).rounds == settings.BCRYPT_COST
 
@@ -93,10 +124,43 @@ class TestHashingThreads:
         gate.set()
 
 
+class TestRefreshTokens:
+    def test_round_trip(self) -> None:
+        token = RefreshToken(uuid4(), new_secret())
+        assert RefreshToken.parse(str(token)) == token
+
+    @pytest.mark.parametrize(
+        "text", ["", "a" * 74, "a" * 76, "g" * 75, "a" * 74 + "\n", "a" * 74 + "é", "a" * 74 + "."]
+    )
+    def test_no_token(self, text: str) -> None:
+        assert RefreshToken.parse(text) is None
+
+    def test_successor_is_the_same_each_time_and_another_for_each_token(self) -> None:
+        token, other = (RefreshToken(uuid4(), new_secret()) for _ in range(2))
+        assert token.successor() == token.successor()
+        assert RefreshToken.parse(str(token.successor())) == token.successor()
+        successors = [
+            token,
+            token.successor(),
+            token.successor().successor(),
+            RefreshToken(token.session, other.secret),
+        ]
+        assert len({one.successor().secret for one in successors}) == 4
+        assert {one.session for one in successors} == {token.session}
+
+
 class TestTokens:
     def test_round_trip(self) -> None:
-        uuid = uuid4()
-        assert read_access_token(create_access_token(uuid)) == uuid
+        user, session = uuid4(), uuid4()
+        assert read_access_token(create_access_token(user, session)) == AccessToken(user, session)
+        assert read_access_token(create_access_token(user)) == AccessToken(user, None)
+
+    def test_expired(self) -> None:
+        user, session = uuid4(), uuid4()
+        token = create_access_token(user, session, issued=now() - timedelta(days=1))
+        with pytest.raises(UnauthorizedError):
+            read_access_token(token)
+        assert read_access_token(token, allow_expired=True) == AccessToken(user, session)
 
     def test_is_signed_with_the_setting(self) -> None:
         token = create_access_token(uuid4())

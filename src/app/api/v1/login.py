@@ -1,22 +1,57 @@
+from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import OAuth2PasswordRequestForm
 
-from app.api.dependencies import ReaderDep
+from app.api.credentials import check_password, client_of, set_refresh_cookie
+from app.api.dependencies import ReaderDep, SessionDep
 from app.api.exceptions import responses
-from app.core.exceptions import UnauthorizedError
+from app.core import audit
+from app.core.config import SessionSettings, settings
+from app.core.exceptions import RateLimitExceededError, UnauthorizedError
 from app.core.models import Token
-from app.core.security import create_access_token
+from app.core.security import create_access_token, get_password_hash, is_outdated, verify_password
+from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 
 router = APIRouter(tags=["login"])
 
+REFUSED = "Wrong username, e-mail or password"
+RefreshInBody = Annotated[bool, Query(description="For clients without cookies: answer the refresh token too")]
 
-@router.post("/login", responses=responses(UnauthorizedError))
-async def login_for_access_token(form: Annotated[OAuth2PasswordRequestForm, Depends()], db: ReaderDep) -> Token:
-    """Sign in with a username or an e-mail address, and a password."""
-    user = await crud_users.authenticate(db, form.username, form.password)
-    if user is None:
-        raise UnauthorizedError("Wrong username, e-mail or password")
-    return Token(access_token=create_access_token(user["uuid"]), token_type="bearer")  # noqa: S106
+
+@router.post(
+    "/login", response_model_exclude_unset=True, responses=responses(UnauthorizedError, RateLimitExceededError)
+)
+async def login_for_access_token(
+    request: Request,
+    response: Response,
+    form: Annotated[OAuth2PasswordRequestForm, Depends()],
+    db: SessionDep,
+    reader: ReaderDep,
+    refresh_in_body: RefreshInBody = False,
+) -> Token:
+    """Sign in with a username or an e-mail address, and a password: a session begins."""
+    user = await crud_users.get_credentials(reader, form.username)
+    audit.note(request.scope, who=user and user["id"])
+    if not await check_password(request, user, form.username, form.password) or user is None:
+        raise UnauthorizedError(REFUSED)
+    checked = user["hashed_password"]
+    renewed = await get_password_hash(form.password) if is_outdated(checked) else None
+    # Held until the commit, so that no session begins with a password that has been changed meanwhile.
+    stored = await crud_users.hold_password(db, user["id"])
+    if stored != checked and not await verify_password(form.password, stored):
+        raise UnauthorizedError(REFUSED)
+    if renewed is not None and stored == checked:
+        await crud_users.update(db, {"hashed_password": renewed}, id=user["id"])
+    if not isinstance(settings, SessionSettings):
+        return Token(access_token=create_access_token(user["uuid"]), token_type="bearer")  # noqa: S106
+    lifetime = timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS)
+    session, refresh = await crud_sessions.start(db, user["id"], client_of(request), lifetime)
+    audit.note(request.scope, session=session.id)
+    set_refresh_cookie(request, response, refresh, lifetime)
+    token = Token(access_token=create_access_token(user["uuid"], session.uuid), token_type="bearer")  # noqa: S106
+    if refresh_in_body:
+        token.refresh_token = str(refresh)
+    return token

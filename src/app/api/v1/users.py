@@ -1,7 +1,8 @@
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Body, Depends, Request
 
+from app.api.credentials import confirm_caller
 from app.api.dependencies import (
     TOKEN_OPTIONAL,
     CurrentSuperuser,
@@ -10,6 +11,7 @@ from app.api.dependencies import (
     OptionalUser,
     ReaderDep,
     SessionDep,
+    limit_sign_ups,
 )
 from app.api.exceptions import responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
@@ -19,6 +21,7 @@ from app.core.exceptions import (
     ForbiddenError,
     MissingReferenceError,
     NotFoundError,
+    RateLimitExceededError,
     UnauthorizedError,
 )
 from app.core.models import Message
@@ -27,6 +30,7 @@ from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_users import LastSuperuserError, crud_users
 from app.models.user import User
 from app.schemas.rate_limit import RateLimitRead
+from app.schemas.session import PasswordConfirmation
 from app.schemas.user import (
     Caller,
     UserCreate,
@@ -45,7 +49,16 @@ router = APIRouter(tags=["users"])
 _CACHED = ["{username}_posts:*", "{username}_post_cache:*"]
 
 
-@router.post("/user", response_model=UserReadOwn, status_code=201, responses=responses(DuplicateValueError))
+Confirmation = Annotated[PasswordConfirmation | None, Body(description="Once the session is no longer young")]
+
+
+@router.post(
+    "/user",
+    response_model=UserReadOwn,
+    status_code=201,
+    dependencies=[Depends(limit_sign_ups)],
+    responses=responses(DuplicateValueError, RateLimitExceededError),
+)
 async def write_user(user: UserCreate, db: SessionDep) -> User:
     """Sign up."""
     hashed_password = await get_password_hash(user.password)
@@ -86,25 +99,45 @@ async def read_user(username: Username, db: ReaderDep, current_user: OptionalUse
 @router.patch(
     "/user/{username}",
     response_model=UserReadOwn,
-    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, DuplicateValueError),
+    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, DuplicateValueError, RateLimitExceededError),
 )
 @cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
 async def patch_user(
-    request: Request, username: Username, values: UserUpdate, db: SessionDep, user_id: EditableUserId
+    request: Request,
+    username: Username,
+    values: UserUpdate,
+    db: SessionDep,
+    reader: ReaderDep,
+    user_id: EditableUserId,
+    current_user: CurrentUser,
 ) -> dict[str, Any]:
     """Change what the body names; users may change themselves, superusers everybody."""
-    user = await crud_users.update_one(db, values, UserReadOwn, id=user_id, username=username, is_deleted=False)
+    changes = values.model_dump(exclude_unset=True)
+    password = changes.pop("current_password", None)
+    if "email" in changes:
+        await confirm_caller(request, current_user, password, reader)
+    user = await crud_users.update_one(db, changes, UserReadOwn, id=user_id, username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")
     return user
 
 
-@router.delete(
-    "/user/{username}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, LastSuperuserError)
-)
+_ERASE = responses(UnauthorizedError, ForbiddenError, NotFoundError, LastSuperuserError, RateLimitExceededError)
+
+
+@router.delete("/user/{username}", responses=_ERASE)
 @cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
-async def erase_user(request: Request, username: Username, db: SessionDep, user_id: EditableUserId) -> Message:
+async def erase_user(
+    request: Request,
+    username: Username,
+    db: SessionDep,
+    reader: ReaderDep,
+    user_id: EditableUserId,
+    current_user: CurrentUser,
+    confirmation: Confirmation = None,
+) -> Message:
     """Delete a user; the name and the e-mail address stay taken. Tokens end at once, posts are no longer shown."""
+    await confirm_caller(request, current_user, confirmation.current_password if confirmation else None, reader)
     user = await crud_users.lock_for_deletion(db, username)
     if user != {"id": user_id, "is_deleted": False}:
         raise NotFoundError("User not found")
@@ -112,12 +145,18 @@ async def erase_user(request: Request, username: Username, db: SessionDep, user_
     return Message(message="User deleted")
 
 
-@router.delete(
-    "/db_user/{username}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, LastSuperuserError)
-)
+@router.delete("/db_user/{username}", responses=_ERASE)
 @cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
-async def erase_db_user(request: Request, username: Username, db: SessionDep, _: CurrentSuperuser) -> Message:
+async def erase_db_user(
+    request: Request,
+    username: Username,
+    db: SessionDep,
+    reader: ReaderDep,
+    superuser: CurrentSuperuser,
+    confirmation: Confirmation = None,
+) -> Message:
     """Really delete a user, deleted before or not, with all posts; the name and the e-mail address become free."""
+    await confirm_caller(request, superuser, confirmation.current_password if confirmation else None, reader)
     user = await crud_users.lock_for_deletion(db, username)
     if user is None:
         raise NotFoundError("User not found")

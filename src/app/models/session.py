@@ -1,0 +1,23 @@
+from datetime import datetime
+
+from sqlalchemy import DateTime, ForeignKey, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base
+from app.core.models import UUIDModel, now
+
+
+class Session(UUIDModel, Base):
+    """A sign-in that has not been ended. `uuid` names it in tokens; of its refresh tokens only hashes are kept."""
+
+    __tablename__ = "session"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
+    refresh_hash: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+    user_agent: Mapped[str] = mapped_column(String(255))
+    address: Mapped[str] = mapped_column(String(64))
+    spent_hash: Mapped[str | None] = mapped_column(String(64), default=None, init=False)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default_factory=now, init=False)
+    last_used_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default_factory=now, init=False)

@@ -1,0 +1,76 @@
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from app.core.models import InputSchema, ReadSchema, RowId, Text
+from app.schemas.user import CurrentPassword, Email, Password
+
+Secret = Annotated[Text, Field(max_length=200)]
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Where a session is used, as far as the service can see."""
+
+    user_agent: str
+    address: str
+
+
+class SessionRead(ReadSchema):
+    id: int
+    created_at: datetime
+    last_used_at: datetime
+    expires_at: datetime
+    user_agent: str
+    address: str
+    is_current: bool
+
+
+class SessionCreateInternal(BaseModel):
+    user_id: RowId
+    refresh_hash: str
+    expires_at: datetime
+    user_agent: str
+    address: str
+
+
+class SessionUpdate(InputSchema):
+    pass
+
+
+class SessionUpdateInternal(BaseModel):
+    refresh_hash: str
+    spent_hash: str
+    last_used_at: datetime
+    expires_at: datetime
+    user_agent: str
+    address: str
+
+
+class SessionDelete(BaseModel):
+    pass
+
+
+class RefreshTokenBody(InputSchema):
+    """For clients without cookies."""
+
+    refresh_token: Secret
+
+
+class PasswordConfirmation(InputSchema):
+    current_password: CurrentPassword
+
+
+class PasswordChange(PasswordConfirmation):
+    new_password: Password
+
+
+class PasswordForgotten(InputSchema):
+    email: Email
+
+
+class PasswordResetConfirmation(InputSchema):
+    token: Secret
+    new_password: Password
