@@ -7,20 +7,53 @@ over, runs again, so a job should do no harm when repeated.
 
 import asyncio
 import logging
+from datetime import timedelta
 from typing import Any
+
+from arq import cron
 
 from app.core.config import settings
 from app.core.database import engine, transaction
 from app.core.jobs import JobLeases, hide_arguments, patient_queue, queue_address, retried
 from app.core.logger import setup_logging
-from app.core.mail import mailer_for
+from app.core.mail import Mail, mailer_for
+from app.core.models import now
 from app.core.queue import deserialize, serialize
+from app.core.security import hash_of, new_secret
+from app.crud.crud_password_resets import crud_password_resets
+from app.crud.crud_sessions import crud_sessions
+from app.crud.crud_users import crud_users
 
 
 # -------- background tasks --------
 async def sample_background_task(ctx: dict[str, Any], name: str) -> str:
     await asyncio.sleep(5)
     return f"Task {name} is complete!"
+
+
+async def send_password_reset(ctx: dict[str, Any], email: str) -> None:
+    """Mail a token with which to choose a new password, if a user has this address."""
+    token = new_secret()
+    expires_at = now() + timedelta(minutes=settings.PASSWORD_RESET_MINUTES)
+    async with ctx["transaction"]() as db:
+        user = await crud_users.get(db, ["id"], email=email, is_deleted=False)
+        if user is None:
+            return
+        await crud_password_resets.issue(db, user["id"], email, hash_of(token), expires_at)
+    url = settings.PASSWORD_RESET_URL
+    way = f"{url}{'&' if '?' in url else '?'}token={token}" if url else f"Your token: {token}"
+    text = (
+        f"Somebody asked for a new password for your account at {settings.APP_NAME}.\n\n{way}\n\n"
+        f"It works once, within {settings.PASSWORD_RESET_MINUTES} minutes. If it was not you, do nothing.\n"
+    )
+    await ctx["mailer"].send(Mail(to=email, subject=f"Your password at {settings.APP_NAME}", text=text))
+
+
+async def purge_expired(ctx: dict[str, Any]) -> None:
+    """Remove sessions and password resets whose time is over."""
+    async with ctx["transaction"]() as db:
+        await crud_sessions.purge(db)
+        await crud_password_resets.purge(db)
 
 
 # -------- what happens around them --------
@@ -48,7 +81,8 @@ async def shutdown(ctx: dict[str, Any]) -> None:
 # -------- class --------
 @retried(settings.JOB_RETRY_DELAY)
 class WorkerSettings:
-    functions = (sample_background_task,)
+    functions = (sample_background_task, send_password_reset)
+    cron_jobs = (cron(purge_expired, minute={*range(0, 60, 10)}),)
     on_startup = startup
     on_job_start = job_start
     after_job_end = after_job_end
