@@ -206,6 +206,8 @@ def _translate_error(context: ExceptionContext) -> None:
             cast(Any, context.connection.connection.driver_connection).terminate()
             _server_at(context.engine.url.host, context.engine.url.port).fell_silent(original)
     cause = original.__cause__ or original
+    if getattr(cause, "detail", None):
+        _forget_values(context, cause)
     state: str = getattr(cause, "sqlstate", None) or ""
     translated: AppError
     if context.is_disconnect or state in _NOT_NOW or state.startswith(("08", "53")):
@@ -220,6 +222,14 @@ def _translate_error(context: ExceptionContext) -> None:
     else:
         return
     raise translated from cause
+
+
+def _forget_values(context: ExceptionContext, cause: Any) -> None:
+    """PostgreSQL's DETAIL quotes rows, a password's hash among their values, and errors are logged."""
+    cause.detail = None
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None:
+            error.args = tuple(str(part).partition("\nDETAIL:")[0] for part in error.args)
 
 
 def _taken(constraint_name: str | None) -> str | None:

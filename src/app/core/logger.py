@@ -42,8 +42,16 @@ def _log_file() -> str | None:
     return str(LOG_FILE)
 
 
+def _without_query(record: logging.LogRecord) -> bool:
+    """Shorten the path in a line of uvicorn's access log: what clients put after the `?` may be a secret."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(part.partition("?")[0] if isinstance(part, str) else part for part in record.args)
+    return True
+
+
 def setup_logging() -> None:
     """Configure the loggers of the application and of arq; uvicorn and gunicorn keep their own."""
+    logging.getLogger("uvicorn.access").addFilter(_without_query)
     handlers: dict[str, dict[str, str]] = {"console": {"class": "logging.StreamHandler", "formatter": "key_value"}}
     if path := _log_file():
         handlers["file"] = {

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from uuid import uuid4
 
+from fastapi.exceptions import ValidationException
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -89,7 +90,7 @@ class RequestMiddleware:
                 message = {**message, "body": b""}
             await send(message)
 
-        async def answer(status: int, content: dict[str, str], *more: tuple[bytes, bytes]) -> None:
+        async def answer(status: int, content: dict[str, str], more: Sequence[tuple[bytes, bytes]] = ()) -> None:
             body = json.dumps(content).encode()
             headers = [*self.own_headers, (b"content-length", str(len(body)).encode()), *more]
             await send_with_headers({"type": "http.response.start", "status": status, "headers": headers})
@@ -102,17 +103,11 @@ class RequestMiddleware:
         try:
             async with deadline:
                 await self.app(scope, self._within_limit(receive), send_with_headers)
-        except Exception:  # whatever it is, one request must not end the connection of the next
+        except Exception as error:  # whatever it is, one request must not end the connection of the next
+            _forget_input(error)
             if status is not None:
                 raise
-            values = {"method": scope["method"], "path": scope["path"]}
-            if deadline.expired():
-                logger.warning("request timed out", extra=values)
-                detail = "The request took too long: try again, with less at once or later"
-                await answer(503, {"detail": detail}, (b"retry-after", b"1"))
-            else:
-                logger.exception("unhandled error", extra=values)
-                await answer(500, {"detail": "Internal server error", "request_id": identity.decode()})
+            await answer(*_failure(error, scope, is_late=deadline.expired()))
         finally:
             audit.write(scope, method, status, self.settings)
 
@@ -151,6 +146,24 @@ class RequestMiddleware:
             name in ("*", host) or (name.startswith("*.") and host.endswith(name[1:]) and host != name[1:])
             for name in self.allowed_hosts
         )
+
+
+def _forget_input(error: Exception) -> None:
+    """FastAPI quotes what a wrong answer was made of, a password's hash perhaps, and errors are logged."""
+    if isinstance(error, ValidationException):
+        for item in error.errors():
+            item.pop("input", None)
+
+
+def _failure(error: Exception, scope: Scope, *, is_late: bool) -> tuple[int, dict[str, str], Headers]:
+    """Log the error; return what to answer to it."""
+    values = {"method": scope["method"], "path": scope["path"]}
+    if is_late:
+        logger.warning("request timed out", extra=values)
+        detail = "The request took too long: try again, with less at once or later"
+        return 503, {"detail": detail}, [(b"retry-after", b"1")]
+    logger.error("unhandled error", exc_info=error, extra=values)
+    return 500, {"detail": "Internal server error", "request_id": request_id.get()}, []
 
 
 def _announced(headers: dict[bytes, bytes]) -> int:
