@@ -230,7 +230,7 @@ class User:
     async def read_posts(self, owner: "User", only: Post | None = None) -> bool:
         """Read all posts of the owner or only one, and check what is seen; return whether there was an answer."""
         began, name, writes = time.monotonic(), owner.name, owner.writes
-        may_have_changed_name = bool(owner.next_name)
+        may_have_changed_name, was_still = bool(owner.next_name), owner.doubt_until < began and not owner.is_writing
         oldest = {post.id: post.oldest for post in ([only] if only else owner.posts.values())}
         path = f"/{name}/post/{only.id}" if only else f"/{name}/posts?items_per_page=50"
         answer = await self.api.ask("GET", path, 200, 404)
@@ -240,7 +240,7 @@ class User:
         body = answer.json()
         shown = {post["id"]: post for post in ([body] if only else body["data"])} if answer.status_code == 200 else {}
         # What is seen while the owner neither writes nor is in doubt may be followed by newer versions only.
-        is_settled = owner.doubt_until < began and owner.writes == writes and not owner.is_writing
+        is_settled = was_still and owner.writes == writes
         for number in oldest.keys() | shown.keys():
             if number not in owner.posts:
                 self.api.check(bool(owner.doubt_until) or owner.is_writing, f"{path} has {number}, which nobody wrote")
