@@ -37,6 +37,7 @@ SHELL = {
     "make install": "TestMake",
     "pip install poetry": "TestPoetry",
     "set -a; . ../.local/servers.env; set +a": "TestFirstWalk",
+    'signed_in=$(curl -s "$api/login?refresh_in_body=true" \\': "TestFirstWalk",
     "docker compose up": "TestDocker",
     "docker run -d -p 5432:5432 --name postgres -e POSTGRES_USER=postgres -e POSTGRES_PASSWORD=postgres postgres": (
         "TestDocker"
@@ -184,34 +185,34 @@ class TestFirstWalk:
         typed = [block for block in blocks if "curl" in block]
         script = "\n".join(typed).replace(f"{HOST}:8000", f"{HOST}:{port}")
         assert "sleep 7" in script
-        answers, rest = read_json(reader(script, clone))
-        post, page, result, tier, limit, limits, jane, promoted = answers
+        answers = read_answers(reader(script, clone))
+        post, page, result, sessions, signed_out, tier, limit, limits, jane, promoted, *statuses = answers
         assert (post["title"], post["text"]) == ("Hello", "My first post")
         assert page["data"] == [post]
         assert result == "Task hello is complete!"
         assert "prints `Task hello is complete!`" in README
+        assert [session["is_current"] for session in sessions["data"]] == [False, True]
+        assert signed_out == 401
         assert tier["name"] == "pro"
         assert limit["path"] == "api_v1_tasks_task"
         assert limit["name"] == "api_v1_tasks_task:5:3600"
         assert limits["data"] == [limit]
         assert promoted == {**jane, "tier_id": tier["id"]}
-        assert rest.split() == ["201"] * 5 + ["429"]
+        assert statuses == [201] * 5 + [429]
 
 
-def read_json(text: str) -> tuple[list[Any], str]:
-    """The JSON objects and the line about the task in a shell's output, and what follows them."""
+def read_answers(text: str) -> list[Any]:
+    """The JSON values and the line about the task in a shell's output."""
     found: list[Any] = []
     while text := text.lstrip():
         if text.startswith("Task"):
             line, _, text = text.partition("\n")
             found.append(line)
-        elif text.startswith("{"):
+        else:
             value, end = json.JSONDecoder().raw_decode(text)
             found.append(value)
             text = text[end:]
-        else:
-            break
-    return found, text
+    return found
 
 
 class TestMake:
