@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.models.user import User
-from scripts.servers import free_port
+from scripts.servers import HOST, free_port
 from tests.environment import SRC
 from tests.factories import make_post, make_rate_limit, make_tier, make_user
 from tests.fixtures import RedisRoles, RunningServer, RunServer
@@ -18,6 +18,7 @@ from tests.helper import sign_in
 API = "/api/v1"
 TASK = f"{API}/tasks/task"
 OPTIONAL = (
+    "WebSecuritySettings",
     "RedisCacheSettings",
     "ClientSideCacheSettings",
     "RedisQueueSettings",
@@ -27,6 +28,7 @@ OPTIONAL = (
     "TestSettings",
 )
 FOR_SCRIPTS_AND_TESTS = OPTIONAL[-2:]
+WEB_SECURITY = {"CORS_ORIGINS": "https://app.example.com", "ALLOWED_HOSTS": HOST}
 
 StartWithout = Callable[..., Awaitable[RunningServer]]
 
@@ -49,7 +51,8 @@ def start_without(run_server: RunServer, tmp_path: Path) -> StartWithout:
         config.write_text(before + start_of_class + rest)
         roles = {"RedisCacheSettings": "CACHE", "RedisQueueSettings": "QUEUE", "RedisRateLimiterSettings": "RATE_LIMIT"}
         nowhere = {f"REDIS_{roles[group]}_PORT": str(free_port()) for group in groups if group in roles}
-        return await run_server(environment={**nowhere, "DEFAULT_RATE_LIMIT_LIMIT": "2"}, cwd=copy)
+        environment = {**nowhere, **WEB_SECURITY, "DEFAULT_RATE_LIMIT_LIMIT": "2"}
+        return await run_server(environment=environment, cwd=copy)
 
     return start
 
@@ -64,6 +67,7 @@ async def check(server: RunningServer, user: User, *groups: str) -> None:
     expected = None if "ClientSideCacheSettings" in groups else "public, max-age=60"
     assert posts.headers.get("Cache-Control") == expected
 
+    await check_web_security(client, *groups)
     await check_tasks(client, headers, *groups)
     dependencies = (await client.get("/health/ready")).json()["dependencies"]
     roles = {"RedisCacheSettings": "cache", "RedisQueueSettings": "queue", "RedisRateLimiterSettings": "rate limit"}
@@ -81,6 +85,14 @@ async def check_posts(client: httpx.AsyncClient, user: User, headers: dict[str, 
         assert [(await client.get(path)).json()["title"] for _ in range(2)] == [title] * 2
     body = {"title": "more", "text": "text"}
     assert (await client.post(f"{API}/{user.username}/post", json=body, headers=headers)).status_code == 201
+
+
+async def check_web_security(client: httpx.AsyncClient, *groups: str) -> None:
+    is_on = "WebSecuritySettings" not in groups
+    answer = await client.get(f"{API}/users", headers={"Origin": "https://app.example.com"})
+    assert ("access-control-allow-origin" in answer.headers) is is_on
+    foreign = await client.get(f"{API}/users", headers={"Host": "evil.example"})
+    assert foreign.status_code == (400 if is_on else 200)
 
 
 async def check_tasks(client: httpx.AsyncClient, headers: dict[str, str], *groups: str) -> None:
