@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import asyncpg
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
-from sqlalchemy import URL, Executable, MetaData, Row, UniqueConstraint, event
+from sqlalchemy import URL, Executable, MetaData, Row, UniqueConstraint, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -30,7 +30,10 @@ from app.core.exceptions import (
 logger = logging.getLogger(__name__)
 
 _SESSION = "app.session"
+_AFTER_COMMIT = "after_commit"
+_SETTLE_SECONDS = 0.2  # between two looks at whether a commit whose answer did not come is over
 AfterCommit = Callable[[], Awaitable[None]]
+_unsettled: set[asyncio.Task[None]] = set()
 
 # SQLSTATEs that say "not now", besides the classes 08 (connection) and 53 (resources):
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -241,6 +244,10 @@ def _taken(constraint_name: str | None) -> str | None:
 
 
 engine = _create_engine(settings.POSTGRES_SERVER, {"application_name": "app"})
+_OLDEST_TRANSACTION = text(
+    "SELECT now(), min(xact_start) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND application_name = 'app' AND pid <> pg_backend_pid()"
+)
 local_session = async_sessionmaker(engine, expire_on_commit=False)
 
 read_engine = _create_engine(
@@ -297,24 +304,45 @@ async def transaction() -> AsyncIterator[AsyncSession]:
 async def _commit(db: AsyncSession) -> None:
     try:
         await db.commit()
-    except BaseException:  # it may have been done, though its answer did not come
-        await _run_after_commit(db, is_known=False)
+    except BaseException as error:  # it may have been done, though its answer did not come
+        callbacks = [callback for callback, even_if_unknown in db.info.pop(_AFTER_COMMIT, []) if even_if_unknown]
+        await _call(callbacks)
+        if callbacks and isinstance(error, DatabaseUnavailableError):
+            again = asyncio.create_task(_call_when_settled(callbacks))
+            _unsettled.add(again)
+            again.add_done_callback(_unsettled.discard)
         raise
-    await _run_after_commit(db)
+    await _call([callback for callback, _ in db.info.pop(_AFTER_COMMIT, [])])
+
+
+async def _call_when_settled(callbacks: Sequence[AfterCommit]) -> None:
+    """Call once no transaction that has begun can commit any more: the server may do it after it was given up."""
+    since = None
+    while True:
+        try:
+            async with engine.connect() as connection:
+                now, oldest = (await connection.execute(_OLDEST_TRANSACTION)).one()
+        except (DatabaseUnavailableError, PoolTimeoutError):
+            pass
+        else:
+            since = since or now
+            if oldest is None or oldest > since:
+                break
+        await asyncio.sleep(_SETTLE_SECONDS)
+    await _call(callbacks)
 
 
 def on_commit(db: AsyncSession, callback: AfterCommit, *, even_if_unknown: bool = False) -> None:
-    """Call `callback` once `db` has committed, before the response leaves; never after a rollback.
+    """Call `callback` when `db` has committed, before the response leaves; never after a rollback.
 
-    `even_if_unknown`: also when nobody knows whether it has committed, since the connection was lost over it.
+    `even_if_unknown`: also when nobody knows whether it has committed, since the connection was lost over it; then a
+    second time when that is decided.
     """
-    db.info.setdefault("after_commit", []).append((callback, even_if_unknown))
+    db.info.setdefault(_AFTER_COMMIT, []).append((callback, even_if_unknown))
 
 
-async def _run_after_commit(db: AsyncSession, *, is_known: bool = True) -> None:
-    for callback, even_if_unknown in db.info.pop("after_commit", []):
-        if not is_known and not even_if_unknown:
-            continue
+async def _call(callbacks: Sequence[AfterCommit]) -> None:
+    for callback in callbacks:
         try:
             await callback()
         except Exception:  # the data is saved: what follows from it must not turn the answer into an error
@@ -325,6 +353,8 @@ async def close_engines() -> None:
     """Close the connections, or leave them to the process's end when the server does not answer."""
     for server in _servers.values():
         server.stop_trying()
+    for task in _unsettled:
+        task.cancel()
     for each in (engine, read_engine):
         try:
             async with asyncio.timeout(settings.POSTGRES_CONNECT_TIMEOUT):

@@ -172,7 +172,35 @@ class TestOnCommit:
 
         with pytest.raises(DatabaseUnavailableError):
             await write_and_lose_the_connection()
-        assert seen == ["ran"]
+        assert seen[:1] == ["ran"]
+        await wait_until(functools.partial(has_length, seen, 2))
+        assert seen == ["ran"] * 2
+
+    async def test_runs_again_when_a_commit_that_was_given_up_is_over(
+        self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
+    ) -> None:
+        """The server commits at its leisure: what was done before that was done too early."""
+        seen: list[Any] = []
+
+        async def look() -> None:
+            seen.append(await fetch(TIERS))
+
+        async def write() -> None:
+            async with transaction() as db:
+                on_commit(db, look, even_if_unknown=True)
+                await db.execute(text("SET LOCAL lock_timeout = 0"))
+                await db.execute(text("SET LOCAL statement_timeout = 0"))
+                await write_tier(db)
+
+        async with postgres.transaction():
+            await postgres.execute("SELECT pg_advisory_xact_lock(7)")
+            with pytest.raises(DatabaseUnavailableError):
+                await write()
+            await asyncio.sleep(0.5)  # for looks at a commit that is not over
+            assert seen == [[]]
+        await wait_until(functools.partial(has_length, seen, 2))
+        assert seen[1] == [{"name": "new"}]
+        await execute("SELECT 1")
 
     async def test_follows_a_commit_in_which_its_request_is_given_up(
         self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
@@ -266,6 +294,10 @@ async def slow_commit(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None
     )
     yield
     await postgres.execute("DROP FUNCTION wait CASCADE")
+
+
+async def has_length(seen: list[Any], length: int) -> bool:
+    return len(seen) == length
 
 
 async def is_waiting(postgres: "asyncpg.Connection[Any]") -> bool:
