@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 from typing import Any
 
@@ -188,6 +189,22 @@ class TestAccess:
         response = await client.request(method, path, headers=user_headers)
         assert_error(response, 403, "Only superusers are allowed to do this")
         assert len(await failures()) == 1
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", FAILED), ("POST", f"{FAILED}/x/retry")])
+async def test_queue_is_away(
+    client: httpx.AsyncClient,
+    superuser_headers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.server, "_is_away", True)
+        patch.setattr(queue.server, "_next_try", math.inf)
+        response = await client.request(method, path, headers=superuser_headers)
+    assert_error(response, 503, "The queue server is away: try again")
+    assert response.headers["Retry-After"] == "1"
 
 
 class TestReadFailedTasks:

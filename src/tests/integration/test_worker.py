@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from arq.connections import ArqRedis
 from arq.jobs import JobStatus
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from app.core import queue
 from app.core.jobs import JobLeases
@@ -315,12 +318,24 @@ class TestQueueServer:
         os.kill(worker.pid, signal.SIGTERM)
         await worker.wait(30)
 
-    async def test_worker_starts_before_its_queue(self, server: Valkey, own: Workers, run_program: RunProgram) -> None:
-        await asyncio.to_thread(server.stop)
-        environment = {"PYTHONPATH": f"{SRC}{os.pathsep}{own.folder}", **server.environment("QUEUE")}
-        worker = await run_program("arq", "own_worker.Settings", environment=environment)
+    @pytest.mark.parametrize("fault", ["paused", "stopped"])
+    async def test_worker_starts_before_its_queue(
+        self, server: Valkey, own: Workers, run_program: RunProgram, fault: str
+    ) -> None:
+        if fault == "paused":
+            os.kill(server.process.pid, signal.SIGSTOP)
+        else:
+            await asyncio.to_thread(server.stop)
+        environment = {"PYTHONPATH": f"{SRC}{os.pathsep}{own.folder}", "REDIS_QUEUE_TIMEOUT": "0.2"}
+        worker = await run_program(
+            "arq", "own_worker.Settings", environment={**environment, **server.environment("QUEUE")}
+        )
         await worker.wait_for_output("the worker waits for its queue")
-        await asyncio.to_thread(server.start)
+        await asyncio.sleep(1)
+        if fault == "paused":
+            os.kill(server.process.pid, signal.SIGCONT)
+        else:
+            await asyncio.to_thread(server.start)
         job = await own.nap("first", 0)
         assert await job.result(timeout=20) == "first slept"
 
@@ -330,3 +345,68 @@ class TestQueueServer:
         await worker.wait_for_output("the worker waits for its queue")
         os.kill(worker.pid, signal.SIGTERM)
         await worker.wait(15)
+
+
+@asynccontextmanager
+async def meddle(command: str, how: str) -> AsyncIterator[tuple[int, list[str]]]:
+    """A port that leads to the queue server and loses a command twice: with its connection, or without an answer."""
+    lost: list[str] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, meddles: bool) -> None:
+        try:
+            while data := await reader.read(65536):
+                if meddles and len(lost) < 2 and f"\r\n{command}\r\n".encode() in data:
+                    lost.append(command)
+                    if how == "cut":
+                        break
+                else:
+                    writer.write(data)
+                    await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, there = await asyncio.open_connection(HOST, int(os.environ["REDIS_QUEUE_PORT"]))
+        tasks.add(asyncio.create_task(relay(answers, writer, meddles=False)))
+        await relay(reader, there, meddles=True)
+
+    server = await asyncio.start_server(connected, HOST, 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], lost
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("how", ["cut", "unanswered"])
+class TestLostCommand:
+    @pytest.mark.parametrize("command", ["WATCH", "EXISTS", "ZSCORE", "UNWATCH", "EXEC"])
+    async def test_worker_goes_on(self, workers: Workers, how: str, command: str) -> None:
+        async with meddle(command, how) as (port, lost):
+            environment = {"REDIS_QUEUE_PORT": str(port), "REDIS_QUEUE_TIMEOUT": "0.2", "LEASE_SECONDS": "1"}
+            worker = await workers.start(**environment)
+            for number in range(3):
+                job = await workers.nap(f"job{number}", 0.3)
+                assert await job.result(timeout=20) == f"job{number} slept"
+            assert len(lost) == 2
+            assert worker.process.returncode is None
+            await worker.stop()
+
+    @pytest.mark.parametrize("command", ["EXISTS", "EXEC"])
+    async def test_job_is_queued(self, redis: RedisRoles, how: str, command: str) -> None:
+        async with meddle(command, how) as (port, lost):
+            client = Redis(host=HOST, port=port, db=int(os.environ["REDIS_QUEUE_DB"]), socket_timeout=0.2)
+            job = await JobQueue(client.connection_pool).enqueue_job("nap", "x", 0)
+            await client.aclose()
+        assert job
+        assert len(lost) == 2
+        assert await redis.queue.zrange("arq:queue", 0, -1) == [job.job_id.encode()]
+
+    async def test_job_that_is_not_queued_is_an_error(self, redis: RedisRoles, how: str) -> None:
+        async with meddle("WATCH", how) as (port, _):
+            client = Redis(host=HOST, port=port, db=int(os.environ["REDIS_QUEUE_DB"]), socket_timeout=0.2)
+            with pytest.raises(RedisError):
+                await JobQueue(client.connection_pool).enqueue_job("nap", "x", 0)
+            await client.aclose()
+        assert await redis.queue.exists("arq:queue") == 0
