@@ -126,6 +126,7 @@ async def get_docs_reader(
         is_superuser = user["is_superuser"]
     elif credentials is not None:
         found = await crud_users.get_credentials(db, credentials.username)
+        audit.note(request.scope, who=found and found["id"], superuser=True)
         if not await check_password(request, found, credentials.username, credentials.password):
             raise _docs_refused()
         is_superuser = found is not None and found["is_superuser"]

@@ -17,7 +17,8 @@ from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 from app.models.user import User
 from app.schemas.session import Client
-from tests.factories import PASSWORD, make_user
+from app.worker import WorkerSettings, purge_expired
+from tests.factories import PASSWORD, make_password_reset, make_user
 from tests.fixtures import Fetch, HeadersFor, RunServer
 from tests.helper import assert_error, assert_unauthorized, is_recent
 
@@ -359,6 +360,11 @@ class TestOwnSessions:
 
 
 class TestPurge:
+    def test_a_worker_does_it_every_ten_minutes(self) -> None:
+        [job] = [job for job in WorkerSettings.cron_jobs if job.name == "cron:purge_expired"]
+        assert job.minute == {0, 10, 20, 30, 40, 50}
+        assert (job.hour, job.unique) == (None, True)
+
     async def test_expired_ones_and_those_of_deleted_users_go(
         self, user: User, fetch: Fetch, client: httpx.AsyncClient
     ) -> None:
@@ -367,6 +373,7 @@ class TestPurge:
         async with transaction() as db:
             living, _ = await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=1))
             await crud_sessions.start(db, user.id, Client("", ""), timedelta(seconds=-1))
-        async with transaction() as db:
-            assert await crud_sessions.purge(db) == 2
+        await make_password_reset(user, "late", seconds=-1)
+        await purge_expired({"transaction": transaction})
+        assert await fetch("SELECT * FROM password_reset") == []
         assert [row["id"] for row in await fetch("SELECT id FROM session")] == [living.id]
