@@ -76,6 +76,8 @@ async def finish_jobs(service: Service, report: Report) -> str:
 
 async def read_back(user: User) -> None:
     """Now that nothing is written any more: what was written is there, in every way to read it."""
+    if not user.token:
+        await user.sign_in()
     for _ in range(len(user.jobs)):
         await user.read_task()
     user.doubt_until = time.monotonic()

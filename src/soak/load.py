@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from soak.report import Report
-from soak.service import LIMIT, PERIOD
+from soak.report import BOUND_SECONDS, Report
+from soak.service import GRACE_SECONDS, LIMIT, PERIOD
 
 THINK_SECONDS = 0.1
 SETTLE_SECONDS = 10.0
@@ -44,17 +44,18 @@ class Api:
         if self.random.random() < CLOSE:
             headers["Connection"] = "close"
         path = path if path.startswith("/health") else f"/api/v1{path}"
-        asked, answer = self.report.asked(), None
-        for _ in range(2 if method == "GET" else 1):
+        asked, answer, tries = time.monotonic(), None, 1
+        for tries in range(1, 3 if method == "GET" else 2):  # noqa: B007  (counted below)
+            self.client.cookies.clear()  # all users share this client, and each keeps its own tokens
             try:
                 answer = await self.client.request(method, path, headers=headers, **body)
                 break
             except httpx.TimeoutException:
                 break
             except httpx.TransportError:  # the server may have closed the connection while it was idle: RFC 9112, 9.3.1
-                asked.tries += 1
+                continue
         status = answer.status_code if answer else None
-        self.report.answered(asked, f"{method} {path}", status, expected, needs.split(", "))
+        self.report.answered(f"{method} {path}", asked, status, expected, needs.split(", "), tries)
         return answer if status in expected else None
 
     def check(self, holds: bool, what: str) -> None:
@@ -83,7 +84,7 @@ class User:
         self.crowd = crowd
         self.random = Random(number)
         self.number = number
-        self.token = ""
+        self.token = self.refresh_token = ""
         self.name = f"u{number}n0"
         self.next_name = ""
         """The name that is being taken, or in doubt."""
@@ -100,10 +101,11 @@ class User:
 
     async def live(self, end: asyncio.Event) -> None:
         await self.sign_up(self.name)
-        await self.sign_in()
         while not end.is_set():
             await asyncio.sleep(self.random.uniform(0, THINK_SECONDS))
-            if self.doubt_until and time.monotonic() > self.doubt_until:
+            if not self.token:
+                await self.sign_in()
+            elif self.doubt_until and time.monotonic() > self.doubt_until:
                 await self.settle()
             else:
                 # Half of the users go on writing while they are in doubt, the others only look.
@@ -138,8 +140,40 @@ class User:
     async def sign_in(self) -> None:
         """With the e-mail address, which stays when the name changes."""
         form = {"username": f"u{self.number}n0@example.com", "password": PASSWORD}
-        if answer := await self.api.ask("POST", "/login", 200, data=form):
-            self.token = answer.json()["access_token"]
+        if answer := await self.api.ask("POST", "/login?refresh_in_body=true", 200, data=form):
+            self.take_tokens(answer)
+
+    def take_tokens(self, answer: httpx.Response) -> None:
+        self.token, self.refresh_token = answer.json()["access_token"], answer.json()["refresh_token"]
+
+    async def sign_out(self) -> None:
+        token, self.token = self.token, ""
+        if await self.api.ask("POST", "/logout", 204, token=token):
+            await self.api.ask("GET", "/user/me", 401, token=token)
+
+    async def refresh(self) -> None:
+        """Exchange the refresh token; a lost answer comes again when the token does, for as long as is promised."""
+        repeated_until = time.monotonic() + GRACE_SECONDS - BOUND_SECONDS
+        while True:
+            over = [401] if time.monotonic() > repeated_until else []
+            body = {"refresh_token": self.refresh_token}
+            if answer := await self.api.ask("POST", "/refresh", 200, *over, json=body):
+                break
+            await asyncio.sleep(THINK_SECONDS)
+        if answer.status_code == 200:
+            self.take_tokens(answer)
+        else:
+            self.token = ""
+
+    async def be_robbed(self) -> None:
+        """Let a thief present a refresh token that was spent long ago: the session ends."""
+        stolen = self.refresh_token
+        await self.refresh()
+        await self.refresh()
+        if self.token:
+            token, self.token = self.token, ""
+            if await self.api.ask("POST", "/refresh", 401, json={"refresh_token": stolen}):
+                await self.api.ask("GET", "/user/me", 401, token=token)
 
     async def sign_in_wrongly(self) -> None:
         await self.api.ask("POST", "/login", 401, data={"username": self.name, "password": "a wrong password"})
@@ -300,8 +334,10 @@ READS = {
     User.read_a_list: 20,
     User.read_me: 8,
     User.read_users: 4,
-    User.sign_in: 3,
     User.sign_in_wrongly: 1,
+    User.sign_out: 2,
+    User.refresh: 3,
+    User.be_robbed: 1,
     User.read_task: 8,
     User.read_health: 2,
     User.read_readiness: 1,

@@ -32,13 +32,6 @@ class Phase:
         return [self.name, str(self.times), f"{self.seconds:.0f}", *counts, *(f"{1000 * time:.0f}" for time in times)]
 
 
-@dataclass
-class Asked:
-    phase: Phase
-    at: float
-    tries: int = 1
-
-
 class Report:
     def __init__(self, start_seconds: float) -> None:
         self.start_seconds = start_seconds
@@ -53,14 +46,17 @@ class Report:
         """Ids of the jobs that were accepted."""
         self._told: Counter[tuple[str, str]] = Counter()
         self._began = self._entered = time.monotonic()
+        self._last_fault, self._last_fault_ended = self.phase, self._began
         self._away_until: dict[str, float] = {}
 
     def enter(self, name: str) -> None:
         now = time.monotonic()
         self.phase.seconds += now - self._entered
-        self._entered = now
+        self._entered = self._last_fault_ended = now
         self.phase = self.phases.setdefault(name, Phase(name))
         self.phase.times += 1
+        if name != CALM:
+            self._last_fault, self._last_fault_ended = self.phase, math.inf
 
     def goes_away(self, role: str) -> None:
         self._away_until[role] = math.inf
@@ -74,20 +70,23 @@ class Report:
         """Whether one of these was away, or just back, at any time since then."""
         return any(since < self._away_until.get(role, 0) + margin for role in roles)
 
-    def asked(self) -> Asked:
-        return Asked(self.phase, time.monotonic())
-
     def answered(
-        self, asked: Asked, what: str, status: int | None, expected: Container[int], roles: Iterable[str]
+        self,
+        what: str,
+        asked: float,
+        status: int | None,
+        expected: Container[int],
+        roles: Iterable[str],
+        tries: int = 1,
     ) -> None:
         """Count an answer (None: the connection was cut) to what needs the servers of these `roles`."""
-        wait = time.monotonic() - asked.at
-        phase = asked.phase if self.phase.name == CALM else self.phase  # a fault may have met it on its way
+        wait = time.monotonic() - asked
+        phase = self._last_fault if asked < self._last_fault_ended else self.phases[CALM]
         phase.waits.append(wait)
         phase.counts[_column(status)] += 1
-        phase.counts["retried"] += asked.tries > 1
-        api_was_away = self.was_away(["gunicorn"], asked.at)
-        excused = (status == 503 and self.was_away(roles, asked.at)) or (status is None and api_was_away)
+        phase.counts["retried"] += tries > 1
+        api_was_away = self.was_away(["gunicorn"], asked)
+        excused = (status == 503 and self.was_away(roles, asked)) or (status is None and api_was_away)
         if status not in expected and not excused:
             self.breaks("unexpected answers", f"{what}: {status or 'cut'}")
         if wait > BOUND_SECONDS + (self.start_seconds if api_was_away else 0):

@@ -23,6 +23,8 @@ FINISHED = "soak:finished"
 """The key under which the queue's server counts how often each job was finished."""
 LIMIT, PERIOD = 5, 5
 """Tasks that a user may queue, per seconds."""
+GRACE_SECONDS = 10.0
+"""So long a lost answer to a refresh is repeated."""
 GIVE_UP_SECONDS = 15.0
 
 INHERITED = ("HOME", "LANG", "PATH", "TMPDIR")
@@ -32,6 +34,7 @@ SETTINGS = {
     "BCRYPT_COST": "4",
     "DEFAULT_RATE_LIMIT_LIMIT": str(LIMIT),
     "DEFAULT_RATE_LIMIT_PERIOD": str(PERIOD),
+    "REFRESH_GRACE_SECONDS": str(GRACE_SECONDS),
     # All users have one address here.
     "SIGN_UP_LIMIT": "1000000",
     **{f"LOGIN_LIMIT{of}": "1000000" for of in ("", "_PER_ACCOUNT", "_PER_ADDRESS")},
