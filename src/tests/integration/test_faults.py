@@ -41,6 +41,11 @@ BOUND = 10
 DEFAULTS = {"REDIS_CACHE_TIMEOUT": "0.2", "REDIS_QUEUE_TIMEOUT": "1", "REDIS_RATE_LIMIT_TIMEOUT": "1"}
 
 
+NO_LIMITS = dict.fromkeys(
+    ("SIGN_UP_LIMIT", "LOGIN_LIMIT", "LOGIN_LIMIT_PER_ACCOUNT", "LOGIN_LIMIT_PER_ADDRESS"), "10000"
+)
+
+
 async def start(server: Server) -> None:
     await asyncio.to_thread(server.start)
 
@@ -347,7 +352,7 @@ class TestPostgres:
 
     @pytest.fixture
     async def server(self, postgres_server: Postgres, run_server: RunServer) -> RunningServer:
-        environment = {**postgres_server.environment(), "SIGN_UP_LIMIT": "10000"}
+        environment = {**postgres_server.environment(), **NO_LIMITS}
         return await run_server(environment=environment, wait_for="/health/ready")
 
     @pytest.fixture
