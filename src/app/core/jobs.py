@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ JobT = TypeVar("JobT", Function, CronJob)
 
 # -------- tries --------
 LONGEST_DELAY = 3600
+_IS_RETRIED = "is_retried"
 TIME_TO_STOP = 10
 """Seconds that a job has to end after its time-out, before arq interrupts it once more."""
 
@@ -64,6 +66,8 @@ def retried(delay: float) -> Callable[[SettingsT], SettingsT]:
 
 
 def _with_policy(job: JobT, *, timeout: float, tries: int, delay: float) -> JobT:
+    if _IS_RETRIED in vars(job.coroutine):  # taken over from the settings of another worker
+        return job
     own_timeout = timeout if job.timeout_s is None else job.timeout_s
     own_tries = tries if job.max_tries is None else job.max_tries
     return replace(
@@ -99,6 +103,7 @@ def _tried(job: WorkerCoroutine, timeout: float, tries: int, delay: float) -> Wo
             logger.warning("job failed, it will be tried again", extra=values, exc_info=True)
             raise Retry(seconds) from error
 
+    vars(run)[_IS_RETRIED] = True
     return run
 
 
@@ -173,6 +178,8 @@ def queue_address(settings: RedisQueueSettings) -> RedisSettings:
         port=settings.REDIS_QUEUE_PORT,
         database=settings.REDIS_QUEUE_DB,
         password=_password(settings),
+        conn_timeout=math.ceil(settings.REDIS_QUEUE_TIMEOUT),
+        conn_retries=0,
     )
 
 

@@ -13,6 +13,7 @@ from arq.jobs import JobStatus
 from arq.worker import func
 
 from app.core import queue
+from app.core.jobs import retried
 from app.core.queue import ArqJob
 from tests.fixtures import RedisRoles
 from tests.helper import assert_error, assert_unauthorized, is_recent
@@ -155,6 +156,16 @@ class TestCronJobs:
         ((job_id, *rest),) = await failures()
         assert job_id.startswith("cron:crash:")
         assert rest == ["cron:crash", "ValueError: no such thing", 1]
+
+    async def test_of_settings_that_are_copied(self) -> None:
+        """Its tries do not multiply."""
+
+        @retried(0.001)
+        class First:
+            cron_jobs = (cron(crash, run_at_startup=True),)
+
+        worker = await run_jobs(cron_jobs=First.cron_jobs)
+        assert (worker.jobs_retried, worker.jobs_failed) == (0, 1)
 
     async def test_that_runs_well(self, redis: RedisRoles) -> None:
         worker = await run_jobs(cron_jobs=[cron(work, run_at_startup=True)])

@@ -339,12 +339,22 @@ class TestQueueServer:
         job = await own.nap("first", 0)
         assert await job.result(timeout=20) == "first slept"
 
-    async def test_worker_can_be_stopped_while_its_queue_is_away(self, server: Valkey, own: Workers) -> None:
-        worker = await own.start(**server.environment("QUEUE"))
-        await asyncio.to_thread(server.stop)
+    @pytest.mark.parametrize("fault", ["paused", "stopped"])
+    async def test_worker_can_be_stopped_while_its_queue_is_away(
+        self, server: Valkey, own: Workers, fault: str
+    ) -> None:
+        worker = await own.start(**server.environment("QUEUE"), REDIS_QUEUE_TIMEOUT="0.2")
+        await own.nap("running", 60)
+        await own.wait_for("started", "running")
+        if fault == "paused":
+            os.kill(server.process.pid, signal.SIGSTOP)
+        else:
+            await asyncio.to_thread(server.stop)
         await worker.wait_for_output("the worker waits for its queue")
         os.kill(worker.pid, signal.SIGTERM)
         await worker.wait(15)
+        if fault == "paused":
+            os.kill(server.process.pid, signal.SIGCONT)
 
 
 @asynccontextmanager
