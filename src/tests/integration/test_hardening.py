@@ -1,0 +1,176 @@
+"""What an attacker tries on the whole of the API, and what the code must not have: named by `docs/security.md`."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+
+from app.core.database import async_get_db
+from app.models.user import User
+from tests.environment import SRC
+from tests.factories import PASSWORD, make_password_reset
+from tests.fixtures import Fetch
+from tests.helper import assert_unauthorized
+from tests.repository import TOP
+
+SIGN_UP = {"name": "Jane", "username": "jane", "email": "jane@example.com", "password": PASSWORD}
+# What a page of another origin can send without asking first.
+SIMPLE = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+SECRET_COLUMNS = {"hashed_password", "refresh_hash", "spent_hash", "token_hash", "uuid"}
+
+
+def operations(app: FastAPI) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def dependencies_of(dependant: Dependant) -> Iterator[Any]:
+    yield dependant.call
+    for part in dependant.dependencies:
+        yield from dependencies_of(part)
+
+
+class TestAnswers:
+    async def test_every_body_says_what_it_is(self, client: httpx.AsyncClient, app: FastAPI) -> None:
+        for method, path, _ in operations(app):
+            answer = await client.request(method, path.replace("{", "").replace("}", ""))
+            assert not answer.content or answer.headers["content-type"] == "application/json", (method, path)
+        for path in ("/docs", "/redoc"):
+            assert (await client.get(path)).headers["content-type"] == "text/html; charset=utf-8"
+
+    @pytest.mark.parametrize("name", ["</script><img src=x>", '"}],"is_superuser":true', "\u2028\u2029\u202e\r\n"])
+    async def test_markup_stays_text(self, client: httpx.AsyncClient, name: str) -> None:
+        assert (await client.post("/api/v1/user", json={**SIGN_UP, "name": name})).status_code == 201
+        answer = await client.get("/api/v1/user/jane")
+        assert answer.json()["name"] == name
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+    def test_none_has_a_secret(self, app: FastAPI) -> None:
+        schemas = app.openapi()["components"]["schemas"]
+
+        def properties(schema: Any) -> set[str]:
+            if isinstance(schema, list):
+                return set(chain.from_iterable(map(properties, schema)))
+            if not isinstance(schema, dict):
+                return set()
+            if "$ref" in schema:
+                return properties(schemas[schema["$ref"].rpartition("/")[2]])
+            return {*schema.get("properties", ())}.union(*map(properties, schema.values()))
+
+        for method, path, operation in operations(app):
+            found = properties(operation["responses"])
+            assert not found & {*SECRET_COLUMNS, "password"}, (method, path)
+
+
+class TestRequestsOfAnotherSite:
+    @pytest.mark.parametrize("kind", SIMPLE)
+    async def test_json_under_another_name_does_nothing(
+        self, client: httpx.AsyncClient, user: User, fetch: Fetch, kind: str
+    ) -> None:
+        await make_password_reset(user, "token")
+        users, resets = 'SELECT * FROM "user"', "SELECT * FROM password_reset"
+        before = [await fetch(users), await fetch(resets)]
+        bodies = (
+            ("user", {**SIGN_UP, "username": "other"}, 201),
+            ("password/forgot", {"email": user.email}, 202),
+            ("password/reset", {"token": "token", "new_password": "N3w&better"}, 200),
+        )
+        for path, body, _ in bodies:
+            content = json.dumps(body)
+            answer = await client.post(f"/api/v1/{path}", content=content, headers={"Content-Type": kind})
+            assert answer.status_code == 422, path
+        assert [await fetch(users), await fetch(resets)] == before
+        for path, body, status in bodies:
+            assert (await client.post(f"/api/v1/{path}", json=body)).status_code == status
+
+    def test_reading_begins_no_transaction(self, app: FastAPI) -> None:
+        """What cannot commit changes nothing: links and images that make a browser read do no harm."""
+        routes = [route for route in app.routes if isinstance(route, APIRoute)]
+        reading = [route for route in routes if {"GET", "HEAD"} & (route.methods or set())]
+        assert len(reading) > 10
+        assert [route.path for route in reading if async_get_db in dependencies_of(route.dependant)] == []
+        assert any(async_get_db in dependencies_of(route.dependant) for route in routes)
+
+
+class TestAddresses:
+    @pytest.mark.parametrize("name", ["access_token", "token", "authorization"])
+    async def test_token_in_the_query_is_none(
+        self, client: httpx.AsyncClient, user_headers: dict[str, str], name: str
+    ) -> None:
+        client.cookies.clear()
+        token = user_headers["Authorization"].removeprefix("Bearer ")
+        assert_unauthorized(await client.get("/api/v1/user/me", params={name: token}))
+        assert_unauthorized(await client.post("/api/v1/refresh", params={name: token, "refresh_token": token}))
+
+    def test_none_takes_a_secret(self, app: FastAPI) -> None:
+        for method, path, operation in operations(app):
+            names = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] != "cookie"}
+            assert not [name for name in names if re.search("password|secret|(?<!in_)token$", name)], (method, path)
+
+    @pytest.mark.parametrize(
+        "path", ["/.git/HEAD", "/.env", "/src/.env", "/docs/assets/", "/docs/assets/%2e%2e/%2e%2e/METADATA"]
+    )
+    async def test_no_file_but_those_of_the_docs(self, client: httpx.AsyncClient, path: str) -> None:
+        assert (await client.get(path)).status_code == 404
+
+
+class TestCode:
+    """What would make input dangerous is not there; `ruff` looks for the same at each commit, and for more."""
+
+    TREES = tuple((file, ast.parse(file.read_text())) for file in sorted((SRC / "app").rglob("*.py")))
+
+    def found(self, kind: type[ast.AST]) -> Iterator[tuple[str, Any]]:
+        for file, tree in self.TREES:
+            for node in ast.walk(tree):
+                if isinstance(node, kind):
+                    yield file.name, node
+
+    def test_runs_no_program_and_evaluates_no_text(self) -> None:
+        names = {node.func.id for _, node in self.found(ast.Call) if isinstance(node.func, ast.Name)}
+        assert "isinstance" in names
+        assert not names & {"eval", "exec", "compile", "__import__"}
+        attributes = {ast.unparse(node) for _, node in self.found(ast.Attribute)}
+        assert "os.environ" in attributes
+        assert not {name for name in attributes if re.match(r"os\.(system|popen|exec|spawn|posix_spawn)", name)}
+        assert not self.imported() & {"subprocess", "pty", "ctypes", "runpy"}
+
+    def test_reads_no_format_that_makes_objects(self) -> None:
+        assert "json" in self.imported()
+        assert not self.imported() & {"pickle", "marshal", "shelve", "yaml", "xml", "lxml", "dill"}
+
+    def test_opens_no_address(self) -> None:
+        """Whoever adds a client for other services has to say here, and in `docs/security.md`, whom it may call."""
+        assert "aiosmtplib" in self.imported()
+        assert not self.imported() & {"aiohttp", "http", "httpx", "httpx2", "requests", "socket", "urllib", "urllib3"}
+
+    def test_hashes_are_strong_and_secrets_are_no_pseudo_random_numbers(self) -> None:
+        attributes = [node for _, node in self.found(ast.Attribute) if isinstance(node.value, ast.Name)]
+        assert {node.attr for node in attributes if node.value.id == "hashlib"} == {"sha256", "blake2b"}
+        imports = {(file, name.name) for file, node in self.found(ast.Import) for name in node.names}
+        assert ("security.py", "secrets") in imports
+        assert ("security.py", "random") not in imports
+
+    def imported(self) -> set[str]:
+        modules = {name.name for _, node in self.found(ast.Import) for name in node.names}
+        modules |= {node.module for _, node in self.found(ast.ImportFrom) if node.module}
+        return {module.partition(".")[0] for module in modules}
+
+
+def test_the_image_has_no_history() -> None:
+    """Neither `.git` nor an `.env` is sent to the builder, and the image for production takes `src` alone."""
+    patterns = [line for line in (TOP / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert patterns[0] == "*"
+    assert not {"!.git", "!.git/", "!.*", "!**"} & {*patterns}
+    assert "**/.env*" in patterns
+    production = (TOP / "Dockerfile").read_text().rpartition(" AS production")[2]
+    assert re.findall(r"^COPY (?!--from)(.*)$", production, re.MULTILINE) == ["src src"]
