@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 
-from app.core.database import engine
+from app.core.database import close_engines
 from app.core.exceptions import AppError, DatabaseUnavailableError
 from app.core.migrations import create_missing_tables
 
@@ -22,7 +22,7 @@ def run(script: Callable[[], Awaitable[str]]) -> int:
             await create_missing_tables()
             return await script()
         finally:
-            await engine.dispose()
+            await close_engines()
 
     logging.getLogger("app").addHandler(logging.NullHandler())  # what went wrong is said below, once
     try:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Cookie, Request, Response
 
-from app.core.config import AbuseLimitSettings, EnvironmentOption, SessionSettings, settings
+from app.core.config import AbuseLimitSettings, EnvironmentOption, SessionSettings, WebSecuritySettings, settings
 from app.core.database import Reader
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, ServiceUnavailableError
 from app.core.models import now
@@ -16,7 +16,9 @@ from app.crud.crud_users import crud_users
 from app.schemas.session import Client, RefreshTokenBody
 from app.schemas.user import Caller
 
-REFRESH_COOKIE = "refresh_token"
+_is_local = settings.ENVIRONMENT is EnvironmentOption.LOCAL
+REFRESH_COOKIE = "refresh_token" if _is_local else "__Secure-refresh_token"
+"""Browsers take a name that begins so from HTTPS only."""
 # The names of the routes that read the cookie; no other gets it.
 REFRESH_ROUTES = ("refresh_access_token", "logout")
 # So long an address stays known as one that an account was used from.
@@ -26,6 +28,15 @@ KNOWN_SECONDS = 90 * 24 * 3600
 def client_of(request: Request) -> Client:
     agent = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))
     return Client(agent[:255], client_address(request, settings))
+
+
+def refuse_foreign_page(request: Request) -> None:
+    """Refuse a form that a page of another site has sent: it would sign its reader in to an account of its own."""
+    if request.headers.get("sec-fetch-site") != "cross-site":
+        return
+    named = settings.cors_origins if isinstance(settings, WebSecuritySettings) else []
+    if not {request.headers.get("origin"), "*"} & {*named}:
+        raise ForbiddenError("Pages of other sites cannot sign in here, unless CORS_ORIGINS names them")
 
 
 # -------- passwords --------
@@ -144,7 +155,7 @@ def _cookie_paths(request: Request) -> list[str]:
 
 def _cookie_flags() -> Any:
     return {
-        "secure": settings.ENVIRONMENT is not EnvironmentOption.LOCAL,
+        "secure": not _is_local,
         "httponly": True,
         "samesite": "strict",
     }

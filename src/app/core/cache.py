@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 LEASE_SECONDS = 3
+MAX_ANSWER_BYTES = 256 * 1024
+"""Larger answers are not stored: a few readers of long pages could fill the server."""
 _LEASE = b"\x00"  # JSON never begins with it
 _INDEX = "@cache:index:"
 _INDEXES = "@cache:indexes"
@@ -72,17 +74,15 @@ if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1],
 class CacheStore:
     """Answers on one Redis server. While it is away, or has just been, endpoints run as if there were no cache."""
 
-    # A read that waits longer than a query is no use; a removal that is given up may leave an old answer behind.
-    REMOVAL_TIMEOUT = 2.0
     RETRY_SECONDS = 0.1
-    # Time for every worker to clear, after an outage, what it could not remove: an attempt may just have begun.
-    DISTRUST_SECONDS = REMOVAL_TIMEOUT + 1.0
 
     def __init__(self) -> None:
         self._reads = RedisServer("cache")
         self._removals = RedisServer("cache invalidation")
         self._must_clear = False
         self._clearing: asyncio.Task[None] | None = None
+        # Time for every worker to clear, after an outage, what it could not remove: an attempt may just have begun.
+        self._distrust_seconds = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -100,7 +100,8 @@ class CacheStore:
             settings.REDIS_CACHE_PASSWORD,
         )
         self._reads.open(*address, settings.REDIS_CACHE_TIMEOUT)
-        self._removals.open(*address, self.REMOVAL_TIMEOUT)
+        self._removals.open(*address, settings.REDIS_CACHE_REMOVAL_TIMEOUT)
+        self._distrust_seconds = settings.REDIS_CACHE_REMOVAL_TIMEOUT + 1.0
         # The process before this one may have been killed over a removal, or have ended while the server was away.
         self._must_clear = True
         self._clearing = asyncio.create_task(self._clear())
@@ -162,7 +163,7 @@ class CacheStore:
                 self._clearing = self._clearing or asyncio.create_task(self._clear())
 
     def _refuse_distrusted(self) -> None:
-        if self._clearing is not None or time.monotonic() < self._reads.back_since + self.DISTRUST_SECONDS:
+        if self._clearing is not None or time.monotonic() < self._reads.back_since + self._distrust_seconds:
             raise RedisUnavailableError("The cache server has just been away")
 
     async def _clear(self) -> None:
@@ -347,7 +348,7 @@ async def _serve(key: str, expiration: int, request: Request, endpoint: Callable
                 return answer
             body = await _render(request, answer)
         finally:
-            await store.store(key, lease, body, expiration)
+            await store.store(key, lease, body if len(body) <= MAX_ANSWER_BYTES else b"", expiration)
     status = cast(APIRoute, request.scope["route"]).status_code
     return Response(body, status or 200, media_type="application/json")
 

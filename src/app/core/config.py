@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import secrets
 import sys
 from enum import StrEnum
@@ -13,6 +14,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, Validation
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SRC = Path(__file__).resolve().parents[2]
+DEFAULT_ADMIN_EMAIL = "admin@admin.com"
 DEFAULT_ADMIN_PASSWORD = "!Ch4ng3Th1sP4ssW0rd!"  # noqa: S105
 _PLACEHOLDERS = ("openssl", "your", "change", "example", "placeholder", "secret", "password", "result of")
 
@@ -34,6 +36,11 @@ class SettingsGroup(BaseSettings):
         case_sensitive=True,
         hide_input_in_errors=True,
     )
+
+
+def _names(value: str) -> list[str]:
+    """The parts of a comma-separated setting."""
+    return [name for name in map(str.strip, value.split(",")) if name]
 
 
 def _absent_if_blank(value: object) -> object:
@@ -65,7 +72,7 @@ class AppSettings(SettingsGroup):
     @field_validator("FORWARDED_ALLOW_IPS")
     @classmethod
     def _refuse_names(cls, value: str) -> str:
-        for proxy in filter(None, map(str.strip, value.split(","))):
+        for proxy in _names(value):
             if proxy != "*" and "FORWARDED_ALLOW_IPS" not in os.environ:  # there, the server knows more forms
                 try:
                     ip_network(proxy, strict=False)
@@ -91,7 +98,7 @@ class PostgresSettings(SettingsGroup):
     POSTGRES_CONNECT_TIMEOUT: Seconds = 1.5
     POSTGRES_POOL_TIMEOUT: Seconds = 1
     POSTGRES_STATEMENT_TIMEOUT: Seconds = 2
-    POSTGRES_LOCK_TIMEOUT: Seconds = 1
+    POSTGRES_LOCK_TIMEOUT: Seconds = 1.5  # longer than PostgreSQL takes to find a deadlock, of which one side goes on
     POSTGRES_STATEMENT_CACHE_SIZE: int = Field(100, ge=0)
 
 
@@ -159,6 +166,34 @@ class WebSecuritySettings(SettingsGroup):
     HSTS_MAX_AGE: int = Field(365 * 24 * 3600, ge=0)
     """Seconds for which browsers are told, outside `local`, to come by HTTPS only."""
 
+    @property
+    def cors_origins(self) -> list[str]:
+        return _names(self.CORS_ORIGINS)
+
+    @property
+    def allowed_hosts(self) -> list[str]:
+        return _names(self.ALLOWED_HOSTS.lower())
+
+    @field_validator("CORS_ORIGINS")
+    @classmethod
+    def _refuse_what_is_no_origin(cls, value: str) -> str:
+        for origin in _names(value):
+            if not re.fullmatch(r"\*|https?://[^/\s*]+", origin):
+                raise ValueError(
+                    "only origins as browsers send them can be named, such as https://app.example.com, or *"
+                )
+        return value
+
+    @field_validator("ALLOWED_HOSTS")
+    @classmethod
+    def _refuse_what_is_no_host(cls, value: str) -> str:
+        for host in _names(value):
+            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host):
+                raise ValueError(
+                    "only names without scheme and port can be named, such as api.example.com, *.example.com"
+                )
+        return value
+
 
 class MailSettings(SettingsGroup):
     """Without SMTP_HOST mail goes to the console in `local`; elsewhere there is no mail, and no password reset."""
@@ -182,7 +217,7 @@ class MailSettings(SettingsGroup):
 
 class FirstUserSettings(SettingsGroup):
     ADMIN_NAME: str = "admin"
-    ADMIN_EMAIL: str = "admin@admin.com"
+    ADMIN_EMAIL: str = DEFAULT_ADMIN_EMAIL
     ADMIN_USERNAME: str = "admin"
     ADMIN_PASSWORD: SecretStr = SecretStr(DEFAULT_ADMIN_PASSWORD)
     TIER_NAME: str = "free"
@@ -201,6 +236,8 @@ class RedisCacheSettings(SettingsGroup):
     REDIS_CACHE_DB: int = Field(0, ge=0)
     REDIS_CACHE_PASSWORD: SecretStr | None = None
     REDIS_CACHE_TIMEOUT: Seconds = 0.2
+    REDIS_CACHE_REMOVAL_TIMEOUT: Seconds = 2
+    """A read that waits longer than a query is no use; a removal that is given up costs the whole cache."""
 
 
 class ClientSideCacheSettings(SettingsGroup):

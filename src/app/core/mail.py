@@ -10,7 +10,7 @@ import aiosmtplib
 from pydantic import BaseModel, ConfigDict, EmailStr
 from pydantic_settings import BaseSettings
 
-from app.core.config import EnvironmentOption, MailSettings
+from app.core.config import MailSettings
 
 
 class Mail(BaseModel):
@@ -60,13 +60,11 @@ class ConsoleMailer:
 
 def mailer_for(settings: BaseSettings) -> Mailer | None:
     """SMTP where a server is named, else the console in `local`; None where no mail can be sent."""
-    if not isinstance(settings, MailSettings):
+    if not isinstance(settings, MailSettings) or not settings.sends_mail:
         return None
     if settings.SMTP_HOST:
         return SMTPMailer(settings.SMTP_HOST, settings)
-    if getattr(settings, "ENVIRONMENT", EnvironmentOption.LOCAL) is EnvironmentOption.LOCAL:
-        return ConsoleMailer(settings.MAIL_FROM)
-    return None
+    return ConsoleMailer(settings.MAIL_FROM)
 
 
 def _message(mail: Mail, sender: str) -> EmailMessage:

@@ -41,11 +41,6 @@ def add_response_headers(scope: Scope, headers: dict[str, str]) -> None:
     scope[_RESPONSE_HEADERS].extend((name.lower().encode(), value.encode()) for name, value in headers.items())
 
 
-def names(setting: str) -> list[str]:
-    """The parts of a comma-separated setting."""
-    return [name for name in map(str.strip, setting.split(",")) if name]
-
-
 class RequestMiddleware:
     """Gives each request an id and an end after `REQUEST_TIMEOUT`, answers HEAD as GET without its body, refuses
     bodies of more than `MAX_BODY_BYTES` and foreign hosts, adds headers, writes the audit event, and turns an
@@ -60,7 +55,7 @@ class RequestMiddleware:
         self.headers: Headers = [*_SECURITY_HEADERS]
         self.own_headers: Headers = [(b"content-type", b"application/json")]
         if isinstance(settings, WebSecuritySettings):
-            self.allowed_hosts = names(settings.ALLOWED_HOSTS.lower())
+            self.allowed_hosts = settings.allowed_hosts
             if settings.ENVIRONMENT is not EnvironmentOption.LOCAL:
                 self.headers.append((b"strict-transport-security", b"max-age=%d" % settings.HSTS_MAX_AGE))
         if isinstance(settings, ClientSideCacheSettings):

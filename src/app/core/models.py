@@ -1,10 +1,10 @@
 """Mixins of models (SQLAlchemy, the first three) and bases and types of schemas (Pydantic, the rest)."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import DateTime
 from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
@@ -48,7 +48,17 @@ RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
 class InputSchema(BaseModel):
     """Base of everything a client sends: a field that is not known is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid")
+    MAX_FIELDS: ClassVar = 100
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_very_many_fields(cls, body: object) -> object:
+        # Each unknown one costs an error in the answer: a body of a hundred thousand would keep a processor busy.
+        if isinstance(body, dict) and len(body) > cls.MAX_FIELDS:
+            raise PydanticCustomError("too_many_fields", "The body has more fields than any that is known here")
+        return body
 
 
 class ReadSchema(BaseModel):

@@ -30,7 +30,7 @@ from app.core.config import (
 from app.core.database import close_engines
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.logger import setup_logging
-from app.core.middleware import ClientCacheMiddleware, RequestMiddleware, names
+from app.core.middleware import ClientCacheMiddleware, RequestMiddleware
 from app.core.rate_limit import limiter
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def create_application(
     if isinstance(settings, ClientSideCacheSettings):
         # Inside, where the answer to HEAD has its body still.
         middleware.append(Middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE))
-    if isinstance(settings, WebSecuritySettings) and (origins := names(settings.CORS_ORIGINS)):
+    if isinstance(settings, WebSecuritySettings) and (origins := settings.cors_origins):
         # Around all, so that a page of another origin can read every error, too.
         cors = Middleware(
             CORSMiddleware,

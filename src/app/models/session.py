@@ -14,10 +14,10 @@ class Session(UUIDModel, Base):
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
     user_id: Mapped[int] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
-    refresh_hash: Mapped[str] = mapped_column(String(64))
+    refresh_hash: Mapped[str] = mapped_column(String(64), repr=False)
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
     user_agent: Mapped[str] = mapped_column(String(255))
     address: Mapped[str] = mapped_column(String(64))
-    spent_hash: Mapped[str | None] = mapped_column(String(64), default=None, init=False)
+    spent_hash: Mapped[str | None] = mapped_column(String(64), default=None, init=False, repr=False)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default_factory=now, init=False)
     last_used_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default_factory=now, init=False)

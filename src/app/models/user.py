@@ -16,7 +16,7 @@ class User(UUIDModel, TimestampModel, PersistentDeletion, Base):
     name: Mapped[str] = mapped_column(String(30))
     username: Mapped[str] = mapped_column(String(20), unique=True)
     email: Mapped[str] = mapped_column(String(254), unique=True)
-    hashed_password: Mapped[str] = mapped_column(String(255))
+    hashed_password: Mapped[str] = mapped_column(String(255), repr=False)
     profile_image_url: Mapped[str | None] = mapped_column(String(2048), default=None)
     tier_id: Mapped[int | None] = mapped_column(ForeignKey("tier.id"), index=True, default=None)
     is_superuser: Mapped[bool] = mapped_column(default=False)

@@ -16,8 +16,8 @@ from fastapi.routing import APIRoute
 from app.core.database import async_get_db
 from app.models.user import User
 from tests.environment import SRC
-from tests.factories import PASSWORD, make_password_reset
-from tests.fixtures import Fetch
+from tests.factories import PASSWORD, make_password_reset, make_post
+from tests.fixtures import Fetch, LogRecords, RedisRoles
 from tests.helper import assert_unauthorized
 from tests.repository import TOP
 
@@ -174,3 +174,41 @@ def test_the_image_has_no_history() -> None:
     assert "**/.env*" in patterns
     production = (TOP / "Dockerfile").read_text().rpartition(" AS production")[2]
     assert re.findall(r"^COPY (?!--from)(.*)$", production, re.MULTILINE) == ["src src"]
+
+
+@pytest.mark.parametrize("path", ["refresh", "logout", "user", "password/forgot"])
+async def test_body_of_very_many_fields_costs_one_error(client: httpx.AsyncClient, path: str) -> None:
+    body = {str(number): 1 for number in range(100_000)}
+    response = await client.post(f"/api/v1/{path}", json=body)
+    assert response.status_code == 422
+    assert [error["type"] for error in response.json()["detail"]] == ["too_many_fields"]
+
+
+async def test_very_long_answers_are_not_stored(client: httpx.AsyncClient, user: User, redis: RedisRoles) -> None:
+    """Anybody may ask for pages of any size: long ones would fill the cache's server."""
+    for _ in range(5):
+        await make_post(user, text="x" * 63206)
+    page = f"/api/v1/{user.username}/posts"
+    for size, stored in ((5, 0), (1, 1)):
+        await redis.cache.flushdb()
+        for _ in range(2):
+            response = await client.get(page, params={"items_per_page": size})
+            assert len(response.json()["data"]) == size
+        assert await redis.cache.exists(f"{user.username}_posts:page_1:items_per_page:{size}:{user.username}") == stored
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("user", SIGN_UP, "write_user"),
+        ("refresh", {"refresh_token": "a" * 75}, "refresh_access_token"),
+        ("password/reset", {"token": "wrong", "new_password": "Str1ngst!"}, "reset_password"),
+    ],
+)
+async def test_what_comes_without_a_token_leaves_an_event_too(
+    client: httpx.AsyncClient, logs: LogRecords, path: str, body: dict[str, str], name: str
+) -> None:
+    response = await client.post(f"/api/v1/{path}", json=body)
+    [event] = logs.named(name)
+    assert vars(event)["status"] == response.status_code
+    assert vars(event)["who"] == response.json().get("id")

@@ -9,13 +9,15 @@ import httpx
 import pytest
 
 from app.core import passwords
-from app.core.config import settings
+from app.core.config import EnvironmentOption, settings
 from app.core.database import transaction
+from app.core.mail import Mail
 from app.core.passwords import weakness
 from app.core.security import hash_of, is_outdated
 from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_users import crud_users
 from app.models.user import User
+from app.worker import send_password_reset
 from tests.factories import PASSWORD, make_password_reset, make_user
 from tests.fixtures import Fetch, HeadersFor, RunServer, RunWorker
 from tests.helper import assert_error, assert_unauthorized
@@ -289,6 +291,23 @@ class TestForgotten:
         assert (await server.client.post(FORGOT, json={"email": "a@example.com"})).status_code == 404
         server = await run_server(environment={"ENVIRONMENT": "production", "SMTP_HOST": "127.0.0.1"})
         assert (await server.client.post(FORGOT, json={"email": "a@example.com"})).status_code == 202
+
+    async def test_no_mail_goes_to_the_default_address_outside_local(
+        self, monkeypatch: pytest.MonkeyPatch, fetch: Fetch, superuser: User
+    ) -> None:
+        """Nobody has chosen it, so whoever reads that mailbox must not become the superuser."""
+        sent: list[Mail] = []
+
+        class Mailer:
+            async def send(self, mail: Mail) -> None:
+                sent.append(mail)
+
+        monkeypatch.setattr("app.worker.DEFAULT_ADMIN_EMAIL", superuser.email)
+        context = {"transaction": transaction, "mailer": Mailer()}
+        for environment in EnvironmentOption:
+            monkeypatch.setattr(settings, "ENVIRONMENT", environment)
+            await send_password_reset(context, superuser.email)
+        assert len(sent) == len(await fetch("SELECT * FROM password_reset")) == 1
 
     async def test_the_whole_way(
         self, client: httpx.AsyncClient, user: User, run_worker: RunWorker, fetch: Fetch

@@ -94,6 +94,36 @@ class TestLogin:
         for answer in (response, await server.client.post("/api/v1/logout")):
             assert len(cookies_of(answer)) == 2
             assert all("Secure" in cookie for cookie in cookies_of(answer))
+            assert all(cookie[0].startswith("__Secure-refresh_token=") for cookie in cookies_of(answer))
+        token = cookies_of(response)[0][0]
+        assert (await server.client.post("/api/v1/refresh", headers={"Cookie": token})).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("site", "origins", "status"),
+        [
+            ("cross-site", "", 403),
+            ("cross-site", "https://other.example", 403),
+            ("cross-site", "https://page.example", 200),
+            ("cross-site", "*", 200),
+            ("same-site", "", 200),
+            ("none", "", 200),
+        ],
+    )
+    async def test_form_of_another_site_signs_nobody_in(
+        self,
+        client: httpx.AsyncClient,
+        user: User,
+        monkeypatch: pytest.MonkeyPatch,
+        site: str,
+        origins: str,
+        status: int,
+    ) -> None:
+        monkeypatch.setattr(settings, "CORS_ORIGINS", origins)
+        form = {"username": user.username, "password": PASSWORD}
+        headers = {"Sec-Fetch-Site": site, "Origin": "https://page.example"}
+        response = await client.post("/api/v1/login", data=form, headers=headers)
+        assert response.status_code == status
+        assert bool(cookies_of(response)) is (status == 200)
 
     @pytest.mark.parametrize("agent", [b"", b"x" * 4000, bytes(range(128, 256)), "é\t".encode()])
     async def test_odd_user_agent(self, client: httpx.AsyncClient, user: User, agent: bytes) -> None:

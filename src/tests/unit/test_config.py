@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "POSTGRES_CONNECT_TIMEOUT": 1.5,
     "POSTGRES_POOL_TIMEOUT": 1,
     "POSTGRES_STATEMENT_TIMEOUT": 2,
-    "POSTGRES_LOCK_TIMEOUT": 1,
+    "POSTGRES_LOCK_TIMEOUT": 1.5,
     "POSTGRES_STATEMENT_CACHE_SIZE": 100,
     "SECRET_KEY": KEY,
     "ALGORITHM": "HS256",
@@ -80,6 +80,7 @@ DEFAULTS: dict[str, Any] = {
     "REDIS_CACHE_DB": 0,
     "REDIS_CACHE_PASSWORD": None,
     "REDIS_CACHE_TIMEOUT": 0.2,
+    "REDIS_CACHE_REMOVAL_TIMEOUT": 2,
     "CLIENT_CACHE_MAX_AGE": 60,
     "REDIS_QUEUE_HOST": "localhost",
     "REDIS_QUEUE_PORT": 6379,
@@ -160,6 +161,38 @@ class TestDefaults:
             Settings(_env_file=file)
         file.write_text("FORWARDED_ALLOW_IPS=10.0.0.1, 10.1.0.0/16, 2001:db8::/32, *\n")
         assert Settings(_env_file=file).FORWARDED_ALLOW_IPS.endswith("*")
+
+    @pytest.mark.parametrize(
+        ("name", "right", "wrong"),
+        [
+            (
+                "CORS_ORIGINS",
+                ["https://app.example.com, http://localhost:3000", "*"],
+                ["app.example.com", "https://app.example.com/", "https://a.example/b", "https://*.example.com", "null"],
+            ),
+            (
+                "ALLOWED_HOSTS",
+                ["api.example.com, *.example.org", "127.0.0.1,[::1],localhost", "*"],
+                ["https://api.example.com", "api.example.com:8000", "*example.com", "a b"],
+            ),
+        ],
+    )
+    def test_names_that_no_browser_sends(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, right: list[str], wrong: list[str]
+    ) -> None:
+        for value in right:
+            monkeypatch.setenv(name, value)
+            assert getattr(Settings(), name) == value
+        for value in wrong:
+            monkeypatch.setenv(name, value)
+            with pytest.raises(ValidationError, match=name):
+                Settings()
+
+    def test_mail_takes_a_server_outside_local(self) -> None:
+        assert Settings().sends_mail
+        production = EnvironmentOption.PRODUCTION
+        assert not Settings(ENVIRONMENT=production).sends_mail
+        assert Settings(ENVIRONMENT=production, SMTP_HOST="mail.example.com").sends_mail
 
     def test_placeholders_that_are_no_addresses(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CONTACT_EMAIL", "Your email")

@@ -4,12 +4,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import OAuth2PasswordRequestForm
 
-from app.api.credentials import check_password, client_of, set_refresh_cookie
+from app.api.credentials import check_password, client_of, refuse_foreign_page, set_refresh_cookie
 from app.api.dependencies import ReaderDep, SessionDep
 from app.api.exceptions import responses
 from app.core import audit
 from app.core.config import SessionSettings, settings
-from app.core.exceptions import RateLimitExceededError, UnauthorizedError
+from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
 from app.core.models import Token
 from app.core.security import create_access_token, get_password_hash, is_outdated, verify_password
 from app.crud.crud_sessions import crud_sessions
@@ -22,7 +22,9 @@ RefreshInBody = Annotated[bool, Query(description="For clients without cookies: 
 
 
 @router.post(
-    "/login", response_model_exclude_unset=True, responses=responses(UnauthorizedError, RateLimitExceededError)
+    "/login",
+    response_model_exclude_unset=True,
+    responses=responses(UnauthorizedError, ForbiddenError, RateLimitExceededError),
 )
 async def login_for_access_token(
     request: Request,
@@ -33,6 +35,7 @@ async def login_for_access_token(
     refresh_in_body: RefreshInBody = False,
 ) -> Token:
     """Sign in with a username or an e-mail address, and a password: a session begins."""
+    refuse_foreign_page(request)
     user = await crud_users.get_credentials(reader, form.username)
     audit.note(request.scope, who=user and user["id"])
     if not await check_password(request, user, form.username, form.password) or user is None:

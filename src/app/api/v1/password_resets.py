@@ -47,9 +47,10 @@ async def forget_password(forgotten: PasswordForgotten) -> Message:
 
 
 async def _may_be_mailed(email: str) -> bool:
+    """Whether there were few mails to this address in the time for which a token is good: the last one always is."""
     if not isinstance(settings, AbuseLimitSettings):
         return True
-    limit, period = settings.PASSWORD_RESET_LIMIT_PER_ACCOUNT, settings.PASSWORD_RESET_PERIOD
+    limit, period = settings.PASSWORD_RESET_LIMIT_PER_ACCOUNT, 60 * settings.PASSWORD_RESET_MINUTES
     quota = await limiter.hit(f"password_reset_mail:{hash_of(email)}", limit, period)
     return quota is None or quota.allowed
 
@@ -57,6 +58,7 @@ async def _may_be_mailed(email: str) -> bool:
 @router.post("/reset", responses=responses(UnauthorizedError))
 async def reset_password(request: Request, reset: PasswordResetConfirmation, db: SessionDep) -> Message:
     """Choose a new password with a mailed token, which is used up; all sessions end."""
+    audit.note(request.scope, who=None)
     new = await get_password_hash(reset.new_password)
     redeemed = await crud_password_resets.redeem(db, hash_of(reset.token))
     if redeemed is None:

@@ -32,8 +32,7 @@ async def refresh_access_token(request: Request, response: Response, presented: 
         # Not the request's own transaction: a session that is ended here stays so, though the answer is an error.
         async with transaction() as db:
             refreshed = await crud_sessions.refresh(db, token, client_of(request), lifetime, grace)
-    if refreshed is not None:
-        audit.note(request.scope, who=refreshed.user_id)
+    audit.note(request.scope, who=refreshed and refreshed.user_id)
     if refreshed is None or refreshed.token is None:
         if refreshed is not None:
             audit.note(request.scope, reason="a spent refresh token ended the session")

@@ -15,6 +15,7 @@ from app.api.dependencies import (
 )
 from app.api.exceptions import responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
+from app.core import audit
 from app.core.cache import cache
 from app.core.exceptions import (
     DuplicateValueError,
@@ -59,11 +60,14 @@ Confirmation = Annotated[PasswordConfirmation | None, Body(description="Once the
     dependencies=[Depends(limit_sign_ups)],
     responses=responses(DuplicateValueError, RateLimitExceededError),
 )
-async def write_user(user: UserCreate, db: SessionDep) -> User:
+async def write_user(request: Request, user: UserCreate, db: SessionDep) -> User:
     """Sign up."""
+    audit.note(request.scope, who=None)
     hashed_password = await get_password_hash(user.password)
     internal = UserCreateInternal(**user.model_dump(exclude={"password"}), hashed_password=hashed_password)
-    return await crud_users.create(db, internal)
+    created = await crud_users.create(db, internal)
+    audit.note(request.scope, who=created.id)
+    return created
 
 
 @router.get("/users", response_model=PaginatedListResponse[UserRead])
