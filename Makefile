@@ -47,6 +47,7 @@ check: lint types lock-check  ## Everything that CI runs
 	cd src && $(python) -m scripts.servers sh -c \
 		'$(python) -m alembic upgrade head && $(python) -m alembic check'
 	$(MAKE) --no-print-directory test
+	$(MAKE) --no-print-directory soak SECONDS=60
 
 lint: install
 	cd src && $(python) -m ruff format --check . && $(python) -m ruff check .

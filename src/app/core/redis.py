@@ -51,6 +51,7 @@ class RedisServer:
             socket_connect_timeout=timeout,
         )
         self.client = Redis(connection_pool=pool)
+        self._timeout = timeout
         self._scripts.clear()
         self._turns = asyncio.Semaphore(self.AT_ONCE)
         self.is_open = True
@@ -72,7 +73,9 @@ class RedisServer:
                 raise self._away()
             self._next_try = time.monotonic() + self.PAUSE
             try:
-                yield
+                # What is done inside may be several commands, each of which may wait for as long as one may.
+                async with asyncio.timeout(2 * self._timeout):
+                    yield
             except (RedisError, OSError, TimeoutError) as error:
                 if not self._is_away:
                     reason = f"{type(error).__name__}: {error}"
