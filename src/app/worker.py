@@ -24,6 +24,8 @@ from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 
+PURGED_AT_ONCE = 5000
+
 
 # -------- background tasks --------
 async def sample_background_task(ctx: dict[str, Any], name: str) -> str:
@@ -55,10 +57,12 @@ def _is_strangers(email: str) -> bool:
 
 
 async def purge_expired(ctx: dict[str, Any]) -> None:
-    """Remove sessions and password resets whose time is over."""
-    async with ctx["transaction"]() as db:
-        await crud_sessions.purge(db)
-        await crud_password_resets.purge(db)
+    """Remove sessions and password resets whose time is over, as many at once as one statement has the time for."""
+    for purge in (crud_sessions.purge, crud_password_resets.purge):
+        removed = PURGED_AT_ONCE
+        while removed == PURGED_AT_ONCE:
+            async with ctx["transaction"]() as db:
+                removed = await purge(db, PURGED_AT_ONCE)
 
 
 # -------- what happens around them --------

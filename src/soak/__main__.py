@@ -47,9 +47,11 @@ class Memory:
         while True:
             for process in service.api_workers():
                 try:
-                    self.samples[process.pid].append(process.memory_info().rss)
+                    resident = process.memory_info().rss
                 except psutil.NoSuchProcess:
                     continue
+                if resident:  # none is left of one that has just ended
+                    self.samples[process.pid].append(resident)
             await asyncio.sleep(1)
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials, OAuth2PasswordBearer
 
-from app.api.credentials import check_password, limit_by_address
+from app.api.guessing import check_password, limit_by_address
 from app.core import audit
 from app.core.config import AbuseLimitSettings, DefaultRateLimitSettings, SessionSettings, settings
 from app.core.database import ReaderDep, SessionDep

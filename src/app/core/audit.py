@@ -12,6 +12,7 @@ from app.core.rate_limit import client_address
 logger = logging.getLogger("app.audit")
 
 _NOTES = "app.audit"
+_RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 _ONLY_READ = {"GET", "HEAD", "OPTIONS"}
 
 
@@ -20,6 +21,8 @@ def note(scope: Scope, **values: Any) -> None:
 
     Never a secret, a token or a hash. A later value replaces an earlier one of the same name.
     """
+    if reserved := values.keys() & _RESERVED:
+        raise ValueError(f"log records have {', '.join(sorted(reserved))} already: choose another name")
     scope.setdefault(_NOTES, {}).update(values)
 
 

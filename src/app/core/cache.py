@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
-LEASE_SECONDS = 3
+LEASE_SECONDS = 2
 MAX_ANSWER_BYTES = 256 * 1024
 """Larger answers are not stored: a few readers of long pages could fill the server."""
 _LEASE = b"\x00"  # JSON never begins with it
@@ -78,7 +78,7 @@ class CacheStore:
 
     def __init__(self) -> None:
         self._reads = RedisServer("cache")
-        self._removals = RedisServer("cache invalidation")
+        self._removals = RedisServer("cache invalidation", sends_many=True)
         self._must_clear = False
         self._clearing: asyncio.Task[None] | None = None
         # Time for every worker to clear, after an outage, what it could not remove: an attempt may just have begun.
@@ -148,7 +148,7 @@ class CacheStore:
         removed = False
         try:
             if self._clearing is None:
-                async with self._removals.guard(probe=True):
+                async with self._removals.guard():
                     found = {key.encode() for key in keys}
                     for pattern in patterns:
                         found.update([key async for key in self._matching(pattern)])

@@ -1,6 +1,7 @@
 """Two engines: one for transactions, one for single read-only statements. What each waits for is bounded."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,7 +12,6 @@ from fastapi import Depends
 from fastapi.requests import HTTPConnection
 from sqlalchemy import URL, Executable, MetaData, Row, UniqueConstraint, event, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
@@ -26,6 +26,7 @@ from app.core.exceptions import (
     MissingReferenceError,
     StillReferencedError,
 )
+from app.core.postgres import connect, server_at, servers
 
 logger = logging.getLogger(__name__)
 
@@ -76,95 +77,6 @@ def database_url(server: str = settings.POSTGRES_SERVER) -> URL:
     )
 
 
-class _Server:
-    """Whether a server answers. While it does not, one task tries to connect, and no request waits for it.
-
-    Otherwise each would wait in vain, for a connection first and then for the server: an outage would cost more time
-    the more requests there are.
-    """
-
-    PAUSE = 1.0
-    """Seconds between two tries."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._is_away = False
-        self._trial: asyncio.Task[None] | None = None
-
-    @property
-    def is_silent(self) -> bool:
-        return self._trial is not None and not self._trial.done()
-
-    async def connect(self, *args: Any, **kwargs: Any) -> asyncpg.Connection:
-        if self.is_silent:
-            raise DatabaseUnavailableError
-        self._arguments = args, kwargs
-        try:
-            connection: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
-        except (OSError, TimeoutError) as error:
-            self.fell_silent(error)
-            raise DatabaseUnavailableError from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # it answers, if only to say no
-            self._went_away(error)
-            raise DatabaseUnavailableError from error
-        self._came_back()
-        return connection
-
-    def fell_silent(self, error: BaseException) -> None:
-        self._went_away(error)
-        if not self.is_silent:
-            self._trial = asyncio.create_task(self._try())
-
-    async def _try(self) -> None:
-        args, kwargs = self._arguments
-        while True:
-            try:
-                connection = await asyncpg.connect(*args, **kwargs)
-                await connection.close(timeout=self.PAUSE)
-                self._came_back()
-                break
-            except (OSError, TimeoutError):
-                await asyncio.sleep(self.PAUSE)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError):  # it answers: each request hears it by itself
-                break
-
-    def stop_trying(self) -> None:
-        if self._trial is not None:
-            self._trial.cancel()
-
-    def _went_away(self, error: BaseException) -> None:
-        if not self._is_away:
-            values = {"server": self.address, "error": f"{type(error).__name__}: {error}"}
-            logger.warning("database away", extra=values)
-        self._is_away = True
-
-    def _came_back(self) -> None:
-        if self._is_away:
-            logger.warning("database back", extra={"server": self.address})
-        self._is_away = False
-
-    def refuse_dead_connection(self, dbapi_connection: Any, *_: Any) -> None:
-        """Let the pool replace it. This costs nothing, unlike a ping, and finds all whose server has ended."""
-        connection = dbapi_connection.driver_connection
-        if self.is_silent:
-            connection.terminate()  # a polite end would wait for an answer
-        if connection.is_closed():
-            raise DisconnectionError
-
-
-_servers: dict[str, _Server] = {}
-
-
-def _server_at(host: object, port: object) -> _Server:
-    address = f"{host}:{port}"
-    return _servers.setdefault(address, _Server(address))
-
-
-async def connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
-    """Open a connection, or say that the database is away: what the driver raises here has no common base."""
-    return await _server_at(kwargs.get("host"), kwargs.get("port")).connect(*args, **kwargs)
-
-
 def _create_engine(server: str, server_settings: Mapping[str, str], **options: Any) -> AsyncEngine:
     milliseconds = {
         "statement_timeout": settings.POSTGRES_STATEMENT_TIMEOUT,
@@ -193,7 +105,7 @@ def _create_engine(server: str, server_settings: Mapping[str, str], **options: A
         },
         **options,
     )
-    event.listen(engine.sync_engine, "checkout", _server_at(url.host, url.port).refuse_dead_connection)
+    event.listen(engine.sync_engine, "checkout", server_at(url.host, url.port).refuse_dead_connection)
     event.listen(engine.sync_engine, "handle_error", _translate_error)
     return engine
 
@@ -207,7 +119,7 @@ def _translate_error(context: ExceptionContext) -> None:
         context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
         if context.connection is not None and context.engine is not None:
             cast(Any, context.connection.connection.driver_connection).terminate()
-            _server_at(context.engine.url.host, context.engine.url.port).fell_silent(original)
+            server_at(context.engine.url.host, context.engine.url.port).fell_silent(original)
     cause = original.__cause__ or original
     if getattr(cause, "detail", None):
         _forget_values(context, cause)
@@ -295,7 +207,9 @@ async def transaction() -> AsyncIterator[AsyncSession]:
             try:
                 await asyncio.shield(ending)
             except asyncio.CancelledError:  # the request has been given up: not between a commit and what follows it
-                await asyncio.gather(ending, return_exceptions=True)
+                while not ending.done():
+                    with contextlib.suppress(asyncio.CancelledError):  # nor when it is given up once more
+                        await asyncio.wait([ending])
                 raise
     except PoolTimeoutError as error:
         raise DatabaseUnavailableError from error
@@ -351,7 +265,7 @@ async def _call(callbacks: Sequence[AfterCommit]) -> None:
 
 async def close_engines() -> None:
     """Close the connections, or leave them to the process's end when the server does not answer."""
-    for server in _servers.values():
+    for server in servers.values():
         server.stop_trying()
     for task in _unsettled:
         task.cancel()

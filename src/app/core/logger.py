@@ -11,6 +11,7 @@ from pathlib import Path
 LOG_FILE = Path(__file__).resolve().parents[1] / "logs" / "app.log"
 MAX_BYTES = 10 * 1024 * 1024
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+_LINE = "app.line"
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
 
 
@@ -18,6 +19,13 @@ class KeyValueFormatter(logging.Formatter):
     """`time level logger event key=value …`; values are JSON, so that no value can forge a line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        line: str | None = getattr(record, _LINE, None)
+        if line is None:  # the other handler has not been there yet
+            line = self._format(record)
+            setattr(record, _LINE, line)
+        return line
+
+    def _format(self, record: logging.LogRecord) -> str:
         values = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if (current := request_id.get()) != "-":
             values["request_id"] = current

@@ -4,19 +4,20 @@ import sys
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import localtime, make_msgid
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import aiosmtplib
-from pydantic import BaseModel, ConfigDict, EmailStr
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_settings import BaseSettings
 
 from app.core.config import MailSettings
+from app.core.models import normalized_email
 
 
 class Mail(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
-    to: EmailStr
+    to: Annotated[str, AfterValidator(normalized_email)]
     subject: str
     text: str
 

@@ -85,10 +85,10 @@ class RequestMiddleware:
                 message = {**message, "body": b""}
             await send(message)
 
-        async def answer(status: int, content: dict[str, str], more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        async def answer(code: int, content: dict[str, str], more: Sequence[tuple[bytes, bytes]] = ()) -> None:
             body = json.dumps(content).encode()
             headers = [*self.own_headers, (b"content-length", str(len(body)).encode()), *more]
-            await send_with_headers({"type": "http.response.start", "status": status, "headers": headers})
+            await send_with_headers({"type": "http.response.start", "status": code, "headers": headers})
             await send_with_headers({"type": "http.response.body", "body": body})
 
         if refusal := self._refusal(scope, headers):
@@ -209,7 +209,7 @@ class ClientCacheMiddleware:
 
 def _is_known(scope: Scope, start: Message, body: bytes) -> bool:
     """Tag the answer; make it a 304 when the client has it already."""
-    tag = b'"%s"' % hashlib.blake2b(body, digest_size=16).hexdigest().encode()
+    tag = b'"%s"' % hashlib.sha256(body).hexdigest()[:32].encode()
     start["headers"].append((b"etag", tag))
     tags = b", ".join(value for name, value in scope["headers"] if name == b"if-none-match")
     if tags.strip() != b"*" and tag not in _ENTITY_TAG.findall(tags):

@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.core.config import SRC, settings
-from app.core.database import Base, connect, database_url, engine
+from app.core.database import Base, database_url, engine
 from app.core.exceptions import DatabaseUnavailableError
+from app.core.postgres import connect
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0

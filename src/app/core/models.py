@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, ClassVar
 from uuid import UUID, uuid4
 
+from email_validator import EmailNotValidError, validate_email
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import DateTime
@@ -43,6 +44,15 @@ JsonNumber = BeforeValidator(_refuse_other_types)
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 WebUrl = Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00]+$")]
 RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+def normalized_email(address: str) -> str:
+    """The address in lower case; ValueError when it is none."""
+    try:
+        # Of the reserved top-level domains, `.test` alone is let through: it is there for tests.
+        return validate_email(address, check_deliverability=False, test_environment=True).normalized.lower()
+    except EmailNotValidError:
+        raise ValueError("this is not an e-mail address") from None
 
 
 class InputSchema(BaseModel):

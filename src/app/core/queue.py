@@ -57,7 +57,7 @@ redis.call('ZADD', queue, now, id)
 return 'done'
 """
 
-server = RedisServer("queue")
+server = RedisServer("queue", sends_many=True)
 pool: "JobQueue"  # there once the lifespan has called `open_pool`
 
 
@@ -118,7 +118,10 @@ class _Pipeline(Pipeline):
         if str(name).startswith(result_key_prefix):
             result = deserialize(value)
             if not result["s"]:
-                values = (result["id"], value, str(result["ft"]), str(FAILED_JOBS_KEPT))
+                if result["id"].startswith("cron:"):
+                    # Its runs are named after their time: of each job the last one that failed is kept.
+                    result["id"] = result["f"]
+                values = (result["id"], serialize(result).decode(), str(result["ft"]), str(FAILED_JOBS_KEPT))
                 self.eval(_KEEP_FAILED, 2, _FAILED, _FAILED_AT, *values)
         return super().set(name, value, *args, **kwargs)
 

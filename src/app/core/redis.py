@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -28,8 +28,10 @@ class RedisServer:
 
     client: Redis
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, role: str, *, sends_many: bool = False) -> None:
+        """`sends_many`: what is done under one guard are several commands, which may not wait one after the other."""
         self.role = role
+        self._sends_many = sends_many
         self.is_open = False
         self.back_since = -math.inf
         """When the server last came back after an outage, on the monotonic clock."""
@@ -73,8 +75,7 @@ class RedisServer:
                 raise self._away()
             self._next_try = time.monotonic() + self.PAUSE
             try:
-                # What is done inside may be several commands, each of which may wait for as long as one may.
-                async with asyncio.timeout(2 * self._timeout):
+                async with asyncio.timeout(2 * self._timeout) if self._sends_many else nullcontext():
                     yield
             except (RedisError, OSError, TimeoutError) as error:
                 if not self._is_away:

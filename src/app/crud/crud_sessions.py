@@ -3,20 +3,37 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Row, delete, select
+from sqlalchemy import ColumnElement, CursorResult, Row, bindparam, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core.database import Database, fetch_all
 from app.core.models import now
 from app.core.security import RefreshToken, hash_of, new_secret
 from app.crud.crud_base import CRUDBase
+from app.crud.helper import columns_of
+from app.models.password_reset import PasswordReset
 from app.models.session import Session
 from app.models.user import User
 from app.schemas.session import (
     Client,
     SessionCreateInternal,
     SessionDelete,
+    SessionRead,
     SessionUpdate,
     SessionUpdateInternal,
+)
+
+_SESSION_KEYS = tuple(name for name in SessionRead.model_fields if name in columns_of(Session))
+_LIVING = (Session.user_id == bindparam("user_id"), Session.expires_at > func.now())
+_SELECT_LIVING = (
+    select(
+        *(getattr(Session, key) for key in _SESSION_KEYS),
+        select(func.count()).select_from(Session).where(*_LIVING).correlate(None).scalar_subquery(),
+    )
+    .where(*_LIVING)
+    .order_by(Session.id)
+    .offset(bindparam("offset"))
+    .limit(bindparam("limit"))
 )
 
 
@@ -95,16 +112,30 @@ class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, Sessio
 
     async def end_all(self, db: AsyncSession, user_id: int, *, but: int | None = None) -> int:
         """End the sessions of a user, but one if an id is given; return how many there were."""
-        statement = delete(Session).where(Session.user_id == user_id)
-        if but is not None:
-            statement = statement.where(Session.id != but)
+        statement = delete(Session).where(*_of_user(user_id, but))
         return cast("CursorResult[Any]", await db.execute(statement)).rowcount
 
-    async def purge(self, db: AsyncSession) -> int:
-        """Remove the sessions that have expired, and those of deleted users; return how many there were."""
+    async def end_all_ways_in(self, db: AsyncSession, user_id: int, *, but: int | None = None) -> None:
+        """End the sessions of a user, but one if an id is given, and withdraw a mailed token that is under way."""
+        ended = delete(Session).where(*_of_user(user_id, but)).returning(Session.id).cte("ended")
+        await db.execute(delete(PasswordReset).where(PasswordReset.user_id == user_id).add_cte(ended))
+
+    async def get_living(self, db: Database, user_id: int, offset: int, limit: int) -> dict[str, Any]:
+        """Return one page of a user's sessions that have not expired, as `get_multi` does."""
+        rows = await fetch_all(db, _SELECT_LIVING, {"user_id": user_id, "offset": offset, "limit": limit})
+        data = [dict(zip(_SESSION_KEYS, row, strict=False)) for row in rows]
+        return {"data": data, "total_count": rows[0][-1] if rows else 0}
+
+    async def purge(self, db: AsyncSession, limit: int) -> int:
+        """Remove sessions that have expired or are deleted users', `limit` at most; return how many there were."""
         deleted = select(User.id).where(User.is_deleted)
-        statement = delete(Session).where((Session.expires_at <= now()) | Session.user_id.in_(deleted))
+        dead = select(Session.id).where((Session.expires_at <= now()) | Session.user_id.in_(deleted)).limit(limit)
+        statement = delete(Session).where(Session.id.in_(dead))
         return cast("CursorResult[Any]", await db.execute(statement)).rowcount
+
+
+def _of_user(user_id: int, but: int | None) -> list[ColumnElement[bool]]:
+    return [Session.user_id == user_id] + ([Session.id != but] if but is not None else [])
 
 
 crud_sessions = CRUDSession(Session)

@@ -1,13 +1,15 @@
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, func, null, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database, fetch_all
 from app.core.exceptions import ConflictError
+from app.core.models import now
 from app.crud.crud_base import CRUDBase
 from app.crud.helper import columns_of
+from app.models.password_reset import PasswordReset
 from app.models.rate_limit import RateLimit
 from app.models.session import Session
 from app.models.user import User
@@ -67,6 +69,32 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
         """Return the hash of a living user's password, or None, and let nobody change it until the commit."""
         statement = select(User.hashed_password).where(User.id == user_id, ~User.is_deleted)
         return (await db.execute(statement.with_for_update(key_share=True))).scalar_one_or_none()
+
+    async def change_password(self, db: AsyncSession, user_id: int, old_hash: str, new_hash: str) -> bool:
+        """Replace the hash of a living user's password; False when it is not the old one any more."""
+        values = {"hashed_password": new_hash}
+        return bool(await self.update(db, values, id=user_id, hashed_password=old_hash, is_deleted=False))
+
+    async def reset_password(self, db: AsyncSession, token_hash: str, new_hash: str) -> dict[str, Any] | None:
+        """Use a mailed token up and set the password of its user; return id, username and email, or None.
+
+        The token must have been mailed to the address that the user still has, and not too long ago.
+        """
+        redeemed = (
+            delete(PasswordReset)
+            .where(PasswordReset.token_hash == token_hash, PasswordReset.expires_at > func.now())
+            .returning(PasswordReset.user_id, PasswordReset.email)
+            .cte("redeemed")
+        )
+        statement = (
+            update(User)
+            .where(User.id == redeemed.c.user_id, User.email == redeemed.c.email, ~User.is_deleted)
+            .values(hashed_password=new_hash, updated_at=now())
+            .returning(User.id, User.username, User.email)
+            .execution_options(synchronize_session=False)
+        )
+        row = (await db.execute(statement)).one_or_none()
+        return None if row is None else {"id": row.id, "username": row.username, "email": row.email}
 
     async def hold_name(self, db: AsyncSession, username: str, **filters: Any) -> int | None:
         """Return the id of the user who has this name, or None, and let nobody change the name until the commit.

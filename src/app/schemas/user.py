@@ -2,11 +2,10 @@ from datetime import datetime
 from typing import Annotated, Self, TypedDict
 from uuid import UUID
 
-from email_validator import EmailNotValidError, validate_email
 from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl
+from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl, normalized_email
 from app.core.passwords import MAX_PASSWORD_LENGTH, weakness
 from app.schemas.rate_limit import RateLimitRead
 
@@ -23,14 +22,6 @@ def _not_reserved(username: str) -> str:
     return username
 
 
-def _email(address: str) -> str:
-    try:
-        # Of the reserved top-level domains, `.test` alone is let through: it is there for tests.
-        return validate_email(address, check_deliverability=False, test_environment=True).normalized.lower()
-    except EmailNotValidError:
-        raise ValueError("this is not an e-mail address") from None
-
-
 Name = Annotated[Text, Field(min_length=2, max_length=30, examples=["User Userson"])]
 # What a path or a filter may hold; a new name must not be reserved either.
 Username = Annotated[str, StringConstraints(min_length=2, max_length=20, pattern=r"^[a-z0-9]+$")]
@@ -42,7 +33,7 @@ NewUsername = Annotated[
 Email = Annotated[
     str,
     Field(max_length=254, examples=["user.userson@example.com"], json_schema_extra={"format": "email"}),
-    AfterValidator(_email),
+    AfterValidator(normalized_email),
 ]
 ImageUrl = Annotated[WebUrl, Field(examples=["https://www.example.com/userson.png"])]
 # A new one; what it may not be besides is a matter of its owner, see `weakness`.

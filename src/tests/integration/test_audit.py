@@ -11,8 +11,10 @@ import pytest
 from fastapi import APIRouter, HTTPException, Request
 
 from app.core import audit
+from app.models.user import User
 from scripts.servers import HOST
 from tests.environment import SRC
+from tests.factories import PASSWORD, make_tier, make_user
 from tests.fixtures import Fetch, LogRecords, RunServer, open_client
 from tests.integration.own_app import MODULE, build
 
@@ -49,7 +51,7 @@ async def own(client: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
 
 def events(logs: LogRecords) -> list[dict[str, Any]]:
     """What was written, without what every record has."""
-    names = {"who", "address", "method", "path", "status", "session", "reason", "superuser"}
+    names = {"who", "address", "method", "path", "status", "session", "reason", "superuser", "target", "tier"}
     return [
         {"event": record.getMessage(), **{name: value for name, value in vars(record).items() if name in names}}
         for record in logs.records
@@ -105,6 +107,47 @@ async def test_request_that_takes_too_long(client: httpx.AsyncClient, logs: LogR
     async with open_client(build(slow, REQUEST_TIMEOUT=0.1)) as own:
         assert (await own.post("/slow")).status_code == 503
     assert [(event["event"], event["status"]) for event in events(logs)] == [("wait", 503)]
+
+
+class TestAccounts:
+    """A log search by id finds what was done to an account, whatever it was called then."""
+
+    async def test_what_superusers_do_to_somebody(
+        self, client: httpx.AsyncClient, superuser: User, superuser_headers: dict[str, str], logs: LogRecords
+    ) -> None:
+        user, tier = await make_user(), await make_tier()
+        path = f"/api/v1/user/{user.username}"
+        await client.patch(path, json={"name": "New Name"}, headers=superuser_headers)
+        await client.patch(f"{path}/tier", json={"tier_id": tier.id}, headers=superuser_headers)
+        await client.delete(path, headers=superuser_headers)
+        await client.delete(f"/api/v1/db_user/{user.username}", headers=superuser_headers)
+        done = [(event["event"], event["who"], event["target"]) for event in events(logs) if "target" in event]
+        operations = ["patch_user", "patch_user_tier", "erase_user", "erase_db_user"]
+        assert done == [(operation, superuser.id, user.id) for operation in operations]
+
+    async def test_failed_sign_in(self, client: httpx.AsyncClient, user: User, logs: LogRecords) -> None:
+        for name in (user.username, "nobody"):
+            await client.post("/api/v1/login", data={"username": name, "password": "wrong"})
+        assert [(event["event"], event["who"], event["status"]) for event in events(logs)] == [
+            ("login_for_access_token", user.id, 401),
+            ("login_for_access_token", None, 401),
+        ]
+
+    async def test_thief_of_a_refresh_token(self, client: httpx.AsyncClient, user: User, logs: LogRecords) -> None:
+        form = {"username": user.username, "password": PASSWORD}
+        token = (await client.post("/api/v1/login?refresh_in_body=true", data=form)).json()["refresh_token"]
+        for agent in ("owner", "thief"):
+            body = {"refresh_token": token}
+            await client.post("/api/v1/refresh", json=body, headers={"User-Agent": agent})
+        last = events(logs)[-1]
+        assert (last["event"], last["who"], last["status"]) == ("refresh_access_token", user.id, 401)
+        assert last["reason"] == "a spent refresh token ended the session"
+
+
+@pytest.mark.parametrize("name", ["name", "args", "message", "created"])
+def test_name_that_log_records_have_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        audit.note({}, **{name: 1})
 
 
 SECRETIVE = """

@@ -11,13 +11,16 @@ import pytest
 from app.models.user import User
 from scripts.servers import HOST, free_port
 from tests.environment import SRC
-from tests.factories import make_post, make_rate_limit, make_tier, make_user
+from tests.factories import PASSWORD, make_post, make_rate_limit, make_tier, make_user
 from tests.fixtures import RedisRoles, RunningServer, RunServer
 from tests.helper import sign_in
 
 API = "/api/v1"
 TASK = f"{API}/tasks/task"
 OPTIONAL = (
+    "SessionSettings",
+    "AbuseLimitSettings",
+    "MailSettings",
     "WebSecuritySettings",
     "RedisCacheSettings",
     "ClientSideCacheSettings",
@@ -69,6 +72,7 @@ async def check(server: RunningServer, user: User, *groups: str) -> None:
 
     await check_web_security(client, *groups)
     await check_tasks(client, headers, *groups)
+    await check_accounts(client, user, headers, *groups)
     dependencies = (await client.get("/health/ready")).json()["dependencies"]
     roles = {"RedisCacheSettings": "cache", "RedisQueueSettings": "queue", "RedisRateLimiterSettings": "rate limit"}
     left = {role: "up" for group, role in roles.items() if group not in groups}
@@ -109,6 +113,27 @@ async def check_tasks(client: httpx.AsyncClient, headers: dict[str, str], *group
     else:
         assert [task.status_code for task in tasks] == [201, 201, 429]
         assert "RateLimit" in tasks[0].headers
+
+
+async def check_accounts(client: httpx.AsyncClient, user: User, headers: dict[str, str], *groups: str) -> None:
+    with_sessions = "SessionSettings" not in groups
+    assert (await client.get(f"{API}/user/me", headers=headers)).status_code == 200
+    sessions = await client.get(f"{API}/user/me/sessions", headers=headers)
+    assert sessions.status_code == (200 if with_sessions else 404)
+    form = {"username": user.username, "password": PASSWORD}
+    signed_in = await client.post(f"{API}/login?refresh_in_body=true", data=form)
+    assert ("refresh_token" in signed_in.json()) is with_sessions
+    assert bool(signed_in.headers.get_list("Set-Cookie")) is with_sessions
+    assert (await client.post(f"{API}/refresh")).status_code == (200 if with_sessions else 404)
+    with_mail = not {"MailSettings", "RedisQueueSettings"} & set(groups)
+    forgotten = await client.post(f"{API}/password/forgot", json={"email": user.email})
+    assert forgotten.status_code == (202 if with_mail else 404)
+    guesses = [await client.post(f"{API}/login", data={**form, "password": "wrong"}) for _ in range(11)]
+    with_limits = not {"AbuseLimitSettings", "RedisRateLimiterSettings"} & set(groups)
+    assert [guess.status_code for guess in guesses] == [401] * 10 + ([429] if with_limits else [401])
+    change = {"current_password": PASSWORD, "new_password": "N3w&better"}
+    changed = await client.post(f"{API}/user/me/password", json=change, headers=headers)
+    assert changed.status_code == (429 if with_limits else 200)
 
 
 @pytest.mark.parametrize("groups", [*([group] for group in OPTIONAL[:-2]), FOR_SCRIPTS_AND_TESTS], ids=" ".join)

@@ -177,7 +177,7 @@ def _claims_of(user: User, **changes: Any) -> dict[str, Any]:
 
 
 def base64_of(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
 
 

@@ -238,7 +238,7 @@ class TestReset:
         assert_unauthorized(await client.post(RESET, json={"token": TOKEN, "new_password": NEW}))
         assert await can_sign_in(client, user, PASSWORD)
         async with transaction() as db:
-            assert await crud_password_resets.purge(db) == 1
+            assert await crud_password_resets.purge(db, 10) == 1
 
     async def test_only_the_last_one_counts(self, client: httpx.AsyncClient, user: User) -> None:
         await make_password_reset(user, TOKEN)

@@ -104,7 +104,7 @@ class TestLogin:
             ("cross-site", "", 403),
             ("cross-site", "https://other.example", 403),
             ("cross-site", "https://page.example", 200),
-            ("cross-site", "*", 200),
+            ("cross-site", "*", 403),
             ("same-site", "", 200),
             ("none", "", 200),
         ],

@@ -4,9 +4,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import OAuth2PasswordRequestForm
 
-from app.api.credentials import check_password, client_of, refuse_foreign_page, set_refresh_cookie
 from app.api.dependencies import ReaderDep, SessionDep
 from app.api.exceptions import responses
+from app.api.guessing import check_password
+from app.api.refresh_token import client_of, refuse_foreign_page, set_refresh_cookie
 from app.core import audit
 from app.core.config import SessionSettings, settings
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
@@ -42,12 +43,11 @@ async def login_for_access_token(
         raise UnauthorizedError(REFUSED)
     checked = user["hashed_password"]
     renewed = await get_password_hash(form.password) if is_outdated(checked) else None
-    # Held until the commit, so that no session begins with a password that has been changed meanwhile.
-    stored = await crud_users.hold_password(db, user["id"])
-    if stored != checked and not await verify_password(form.password, stored):
-        raise UnauthorizedError(REFUSED)
-    if renewed is not None and stored == checked:
-        await crud_users.update(db, {"hashed_password": renewed}, id=user["id"])
+    # The row is held until the commit, so that no session begins with a password that has been changed meanwhile.
+    if renewed is None or not await crud_users.change_password(db, user["id"], checked, renewed):
+        stored = await crud_users.hold_password(db, user["id"])
+        if stored != checked and not await verify_password(form.password, stored):
+            raise UnauthorizedError(REFUSED)
     if not isinstance(settings, SessionSettings):
         return Token(access_token=create_access_token(user["uuid"]), token_type="bearer")  # noqa: S106
     lifetime = timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS)

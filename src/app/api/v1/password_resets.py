@@ -2,18 +2,16 @@ from functools import partial
 
 from fastapi import APIRouter, Depends, Request
 
-from app.api.credentials import limit_by_address, remember_address
 from app.api.dependencies import SessionDep
 from app.api.exceptions import responses
+from app.api.guessing import limit_by_address, refuse_weak_password, remember_address
 from app.core import audit, queue
 from app.core.config import AbuseLimitSettings, settings
 from app.core.database import on_commit
-from app.core.exceptions import InvalidValueError, RateLimitExceededError, UnauthorizedError
+from app.core.exceptions import RateLimitExceededError, UnauthorizedError
 from app.core.models import Message
-from app.core.passwords import weakness
 from app.core.rate_limit import client_address, limiter
 from app.core.security import get_password_hash, hash_of
-from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 from app.schemas.session import PasswordForgotten, PasswordResetConfirmation
@@ -37,8 +35,9 @@ router = APIRouter(
 
 
 @router.post("/forgot", status_code=202)
-async def forget_password(forgotten: PasswordForgotten) -> Message:
+async def forget_password(request: Request, forgotten: PasswordForgotten) -> Message:
     """Have a token mailed with which to choose a new password; the answer is the same for unknown addresses."""
+    audit.note(request.scope, who=None)
     # Whether there is such a user is found out by the job: here nothing depends on it, and so neither does the time.
     if await _may_be_mailed(forgotten.email):
         async with queue.server.guard():
@@ -60,18 +59,11 @@ async def reset_password(request: Request, reset: PasswordResetConfirmation, db:
     """Choose a new password with a mailed token, which is used up; all sessions end."""
     audit.note(request.scope, who=None)
     new = await get_password_hash(reset.new_password)
-    redeemed = await crud_password_resets.redeem(db, hash_of(reset.token))
-    if redeemed is None:
-        raise UnauthorizedError(REFUSED)
-    user_id, email = redeemed
-    columns = ["id", "username"]
-    # By the address that the token went to: it may not be the user's any more.
-    user = await crud_users.update_one(db, {"hashed_password": new}, columns, id=user_id, email=email, is_deleted=False)
+    user = await crud_users.reset_password(db, hash_of(reset.token), new)
     if user is None:
         raise UnauthorizedError(REFUSED)
-    if reason := weakness(reset.new_password, user["username"], email):
-        raise InvalidValueError(reason)
-    await crud_sessions.end_all(db, user_id)
-    audit.note(request.scope, who=user_id)
-    on_commit(db, partial(remember_address, user_id, client_address(request, settings)))
+    refuse_weak_password(reset.new_password, "new_password", user["username"], user["email"])
+    await crud_sessions.end_all(db, user["id"])
+    audit.note(request.scope, who=user["id"])
+    on_commit(db, partial(remember_address, user["id"], client_address(request, settings)))
     return Message(message="Password changed, all sessions ended: sign in")

@@ -1,37 +1,34 @@
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
-from app.api.credentials import client_of, delete_refresh_cookie, get_refresh_token, set_refresh_cookie
 from app.api.dependencies import BearerToken, CurrentUser, ReaderDep, SessionDep
 from app.api.exceptions import responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
+from app.api.refresh_token import PresentedToken, client_of, delete_refresh_cookie, set_refresh_cookie
 from app.core import audit
 from app.core.config import settings
 from app.core.database import transaction
 from app.core.exceptions import NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId, Token
-from app.core.security import RefreshToken, read_access_token
+from app.core.security import read_access_token
 from app.crud.crud_sessions import crud_sessions
 from app.schemas.session import SessionRead
 
 router = APIRouter(tags=["sessions"], responses=responses(UnauthorizedError))
 
-PresentedToken = Annotated[tuple[RefreshToken | None, bool], Depends(get_refresh_token)]
-
 
 @router.post("/refresh", response_model_exclude_unset=True)
 async def refresh_access_token(request: Request, response: Response, presented: PresentedToken) -> Token:
     """Exchange the refresh token (cookie or body) for a new pair; one that was spent before ends its session."""
-    token, in_body = presented
     lifetime = timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS)
     refreshed = None
-    if token is not None:
+    if presented.token is not None:
         grace = timedelta(seconds=settings.REFRESH_GRACE_SECONDS)
         # Not the request's own transaction: a session that is ended here stays so, though the answer is an error.
         async with transaction() as db:
-            refreshed = await crud_sessions.refresh(db, token, client_of(request), lifetime, grace)
+            refreshed = await crud_sessions.refresh(db, presented.token, client_of(request), lifetime, grace)
     audit.note(request.scope, who=refreshed and refreshed.user_id)
     if refreshed is None or refreshed.token is None:
         if refreshed is not None:
@@ -42,7 +39,7 @@ async def refresh_access_token(request: Request, response: Response, presented: 
         access_token=refreshed.token.access_token(refreshed.user, refreshed.issued),
         token_type="bearer",  # noqa: S106
     )
-    if in_body:
+    if presented.in_body:
         answer.refresh_token = str(refreshed.token)
     return answer
 
@@ -53,8 +50,8 @@ async def logout(
 ) -> None:
     """End the session of the access token, which may have expired, and of the refresh token; both are dead at once."""
     named = [read_access_token(token, allow_expired=True).session] if token else []
-    if presented[0] is not None:
-        named.append(presented[0].session)
+    if presented.token is not None:
+        named.append(presented.token.session)
     for session in filter(None, {*named}):
         ended = await crud_sessions.end(db, session)
         if ended is not None:
@@ -65,9 +62,7 @@ async def logout(
 @router.get("/user/me/sessions", response_model=PaginatedListResponse[SessionRead])
 async def read_sessions(current_user: CurrentUser, db: ReaderDep, page: PageDep) -> dict[str, Any]:
     """List one's own sessions, in the order in which they began."""
-    sessions = await crud_sessions.get_multi(
-        db, page.offset, page.items_per_page, SessionRead, user_id=current_user["id"]
-    )
+    sessions = await crud_sessions.get_living(db, current_user["id"], page.offset, page.items_per_page)
     for session in sessions["data"]:
         session["is_current"] = session["id"] == current_user["session_id"]
     return paginated_response(sessions, page.page, page.items_per_page)

@@ -2,7 +2,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request
 
-from app.api.credentials import confirm_caller
 from app.api.dependencies import (
     TOKEN_OPTIONAL,
     CurrentSuperuser,
@@ -14,6 +13,7 @@ from app.api.dependencies import (
     limit_sign_ups,
 )
 from app.api.exceptions import responses
+from app.api.guessing import confirm_caller
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
 from app.core import audit
 from app.core.cache import cache
@@ -118,7 +118,8 @@ async def patch_user(
     """Change what the body names; users may change themselves, superusers everybody."""
     changes = values.model_dump(exclude_unset=True)
     password = changes.pop("current_password", None)
-    if "email" in changes:
+    audit.note(request.scope, target=user_id)
+    if "email" in changes or password is not None:
         await confirm_caller(request, current_user, password, reader)
     user = await crud_users.update_one(db, changes, UserReadOwn, id=user_id, username=username, is_deleted=False)
     if user is None:
@@ -141,6 +142,7 @@ async def erase_user(
     confirmation: Confirmation = None,
 ) -> Message:
     """Delete a user; the name and the e-mail address stay taken. Tokens end at once, posts are no longer shown."""
+    audit.note(request.scope, target=user_id)
     await confirm_caller(request, current_user, confirmation.current_password if confirmation else None, reader)
     user = await crud_users.lock_for_deletion(db, username)
     if user != {"id": user_id, "is_deleted": False}:
@@ -164,6 +166,7 @@ async def erase_db_user(
     user = await crud_users.lock_for_deletion(db, username)
     if user is None:
         raise NotFoundError("User not found")
+    audit.note(request.scope, target=user["id"])
     await crud_users.db_delete(db, id=user["id"])
     return Message(message="User deleted from the database")
 
@@ -191,7 +194,7 @@ async def read_user_rate_limits(username: Username, db: ReaderDep, _: CurrentSup
     responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
 )
 async def patch_user_tier(
-    username: Username, values: UserTierUpdate, db: SessionDep, _: CurrentSuperuser
+    request: Request, username: Username, values: UserTierUpdate, db: SessionDep, _: CurrentSuperuser
 ) -> dict[str, Any]:
     """Put a user into a tier."""
     try:
@@ -200,4 +203,5 @@ async def patch_user_tier(
         raise NotFoundError("Tier not found") from error
     if user is None:
         raise NotFoundError("User not found")
+    audit.note(request.scope, target=user["id"], tier=user["tier_id"])
     return user
