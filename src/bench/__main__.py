@@ -1,0 +1,86 @@
+"""Compare what a request costs here with the same written by hand: `python -m bench [ENDPOINT ...]`.
+
+Ends with status 1 when a service answers anything but what is expected, or not what the others answer.
+"""
+
+import argparse
+import json
+import multiprocessing
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from bench.check import check
+from bench.endpoints import NAMES, endpoints
+from bench.load import BenchError, Load, Measure, run
+from bench.report import rows, table
+from bench.services import running_bench, sign_in
+from scripts.servers import ServerError
+
+ROUNDS = 5
+SECONDS = 1.5
+
+
+def compare(names: Sequence[str], rounds: int, seconds: float) -> tuple[dict[str, Any], str]:
+    """Check and measure; return the result for programs and for people."""
+    measures: dict[str, dict[str, list[Measure]]] = {name: defaultdict(list) for name in names}
+    with running_bench() as bench:
+        # Statements are logged, which costs time, only where they are counted.
+        bench.execute(("ALTER DATABASE postgres SET log_statement = 'all'",))
+        with bench.services() as services:
+            known = endpoints(sign_in(services["ours"]))
+            chosen = {name: known[name] for name in names}
+            asked = check(bench, services, chosen)
+        bench.execute(("ALTER DATABASE postgres RESET log_statement",), ("VACUUM ANALYZE",))
+        spawn = multiprocessing.get_context("spawn")
+        with bench.services() as services, ProcessPoolExecutor(1, spawn) as load, bench.redis() as redis:
+            for number in range(rounds + 1):
+                order = [*services][number % 3 :] + [*services][: number % 3]
+                for name, endpoint in chosen.items():
+                    requests = [request.encode() for request in endpoint.requests]
+                    for service in order:
+                        redis.flushall()
+                        at = services[service]
+                        job = Load(at.port, at.process.pid, requests, endpoint.status, seconds)
+                        measure = load.submit(run, job).result()
+                        if number > 0:  # the first round warms up
+                            measures[name][service].append(measure)
+            processes = {
+                name: {"start_seconds": service.start_seconds, "memory_mib": service.memory_mib()}
+                for name, service in services.items()
+            }
+    found = {name: rows({service: measures[name][service] for service in services}, asked[name]) for name in names}
+    lines = [table(found, {name: endpoint.title for name, endpoint in chosen.items()}), ""]
+    for name, process in processes.items():
+        lines.append(
+            f"{name}: {process['start_seconds']:.2f} s to start, {process['memory_mib']:.0f} MiB after the load"
+        )
+    return {"rounds": rounds, "seconds": seconds, "endpoints": found, "processes": processes}, "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("endpoints", nargs="*", metavar="ENDPOINT", help=f"of {', '.join(NAMES)}; default: all")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="that are counted, after one to warm up")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each service at each endpoint, each round")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    options = parser.parse_args()
+    if unknown := {*options.endpoints} - {*NAMES}:
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        result, text = compare(options.endpoints or NAMES, options.rounds, options.seconds)
+    except (BenchError, ServerError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(result, indent=2) if options.json else text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The load: HTTP/1.1 by hand on a few connections, in a process of its own, cheap enough to keep a server busy."""
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import cast
+
+import psutil
+import uvloop
+
+from scripts.servers import HOST
+
+CONNECTIONS = 32
+GIVE_UP_SECONDS = 10.0
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
+
+
+class BenchError(Exception):
+    """What was measured is not what was meant to be; the message says in which way."""
+
+
+@dataclass(frozen=True)
+class Load:
+    port: int
+    pid: int
+    requests: Sequence[bytes]
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measure:
+    cpu_us: float
+    """Processor time of the server's process, user and system, for each request."""
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+class _Connection(asyncio.Protocol):
+    """Sends its requests over and over, each as soon as the answer to the one before is complete."""
+
+    def __init__(self, requests: Sequence[bytes], status: int) -> None:
+        self._requests = cycle(requests)
+        self._status = b"HTTP/1.1 %d " % status
+        self._idle = asyncio.get_running_loop().create_future()
+        self.waits: list[float] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    async def send(self, times: int, until: float = 0) -> None:
+        """Send so many requests, and more until that moment."""
+        self.waits.clear()
+        self._times, self._until = times, until
+        self._idle = asyncio.get_running_loop().create_future()
+        self._send_next()
+        await self._idle
+
+    def _send_next(self) -> None:
+        self._answer = b""
+        self._sent = time.perf_counter()
+        self.transport.write(next(self._requests))
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        head, end, body = self._answer.partition(b"\r\n\r\n")
+        if not end:
+            return
+        length = _LENGTH.search(head)
+        if length is None or not head.startswith(self._status):
+            self._fail(f"unexpected answer: {self._answer.decode(errors='replace')}")
+            return
+        if len(body) < int(length[1]):
+            return
+        now = time.perf_counter()
+        self.waits.append(now - self._sent)
+        if len(self.waits) < self._times or now < self._until:
+            self._send_next()
+        else:
+            self._idle.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(f"the connection was lost: {exc or 'closed by the server'}")
+
+    def _fail(self, reason: str) -> None:
+        if not self._idle.done():
+            self._idle.set_exception(BenchError(reason))
+
+
+async def put_load(load: Load) -> Measure:
+    """Send each request once, then all of them over and over for as long as `load` says; measure the latter.
+
+    Nothing is under way when the measurement begins and when it ends, so that what is counted is what was done.
+    """
+    server, loop = psutil.Process(load.pid), asyncio.get_running_loop()
+    shares = [load.requests[number::CONNECTIONS] for number in range(min(CONNECTIONS, len(load.requests)))]
+    connections: list[_Connection] = []
+    try:
+        async with asyncio.timeout(load.seconds + GIVE_UP_SECONDS):
+            for share in shares:
+                new = _Connection(share, load.status)
+                connections.append(new)
+                await loop.create_connection(lambda new=new: new, HOST, load.port)  # type: ignore[misc]
+            await asyncio.gather(*(each.send(len(share)) for each, share in zip(connections, shares, strict=True)))
+            began, cpu = time.perf_counter(), _cpu_seconds(server)
+            await asyncio.gather(*(each.send(1, began + load.seconds) for each in connections))
+            cpu, seconds = _cpu_seconds(server) - cpu, time.perf_counter() - began
+    except TimeoutError:
+        raise BenchError(f"no answer within {GIVE_UP_SECONDS:.0f} s") from None
+    finally:
+        for each in connections:
+            each.transport.abort()
+    waits = sorted(wait for each in connections for wait in each.waits)
+    return Measure(
+        cpu_us=cpu / len(waits) * 1e6,
+        per_second=len(waits) / seconds,
+        p50_ms=waits[len(waits) // 2] * 1e3,
+        p99_ms=waits[len(waits) * 99 // 100] * 1e3,
+    )
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()  # utime and stime of /proc/PID/stat
+    return float(times.user + times.system)
+
+
+def run(load: Load) -> Measure:
+    """`put_load` for a process that does nothing else."""
+    return uvloop.run(put_load(load))
