@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import bcrypt
 import httpx
 import pytest
 
+from app.core.database import transaction
 from app.core.security import get_password_hash
+from app.crud.crud_users import crud_users
 from app.models.user import User
-from tests.factories import PASSWORD, make_post, make_rate_limit, make_tier, make_user
+from tests.factories import PASSWORD, make_password_reset, make_post, make_rate_limit, make_tier, make_user
 from tests.fixtures import RedisRoles, Statements
 
 Headers = dict[str, str]
@@ -72,6 +75,31 @@ class TestReads:
         words = [sql.split()[0] for sql in statements.written]
         assert words == ["BEGIN;", "SELECT", "INSERT", "COMMIT;"], statements.written
         assert statements.all[0][0] == "read"
+
+    async def test_login_that_renews_the_hash(
+        self, client: httpx.AsyncClient, user: User, statements: Statements
+    ) -> None:
+        """The renewal holds the row."""
+        async with transaction() as db:
+            old = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+            await crud_users.update(db, {"hashed_password": old}, id=user.id)
+        statements.clear()
+        await client.post("/api/v1/login", data={"username": user.username, "password": PASSWORD})
+        assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "UPDATE", "INSERT", "COMMIT;"]
+
+    async def test_change_and_reset_of_a_password(
+        self, client: httpx.AsyncClient, user: User, user_headers: Headers, statements: Statements
+    ) -> None:
+        body = {"current_password": PASSWORD, "new_password": "N3w&better"}
+        statements.clear()
+        response = await client.post("/api/v1/user/me/password", json=body, headers=user_headers)
+        assert response.status_code == 200
+        assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "UPDATE", "WITH", "COMMIT;"]
+        await make_password_reset(user, "token")
+        statements.clear()
+        reset = {"token": "token", "new_password": "An0ther&"}
+        assert (await client.post("/api/v1/password/reset", json=reset)).status_code == 200
+        assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "WITH", "DELETE", "COMMIT;"]
 
     async def test_refresh(self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements) -> None:
         """One to hold the session and one to write it."""

@@ -36,6 +36,7 @@ async def login_for_access_token(
     refresh_in_body: RefreshInBody = False,
 ) -> Token:
     """Sign in with a username or an e-mail address, and a password: a session begins."""
+    audit.note(request.scope, who=None)
     refuse_foreign_page(request)
     user = await crud_users.get_credentials(reader, form.username)
     audit.note(request.scope, who=user and user["id"])
