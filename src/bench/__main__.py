@@ -61,6 +61,10 @@ def compare(names: Sequence[str], rounds: int, seconds: float) -> tuple[dict[str
     return {"rounds": rounds, "seconds": seconds, "endpoints": found, "processes": processes}, "\n".join(lines)
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("endpoints", nargs="*", metavar="ENDPOINT", help=f"of {', '.join(NAMES)}; default: all")
@@ -70,7 +74,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := {*options.endpoints} - {*NAMES}:
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         result, text = compare(options.endpoints or NAMES, options.rounds, options.seconds)
     except (BenchError, ServerError) as error:
