@@ -219,8 +219,9 @@ class _Options:
         self._key = f"{key_prefix}:{{{id_name}}}"
         self._extra_keys = [f"{prefix}:{resource_id}" for prefix, resource_id in extra_keys.items()]
         self._extra_patterns = list(extra_patterns)
-        for template in (self._key, *self._extra_keys, *self._extra_patterns):
+        for template in (self._key, *self._extra_keys):
             self._check_names(template)
+        self._pattern_names = {name for template in self._extra_patterns for name in self._check_names(template)}
 
     def key(self, arguments: Mapping[str, Any]) -> str:
         return self._key.format_map(arguments)
@@ -229,7 +230,7 @@ class _Options:
         return [template.format_map(arguments) for template in (self._key, *self._extra_keys)]
 
     def patterns(self, arguments: Mapping[str, Any]) -> list[str]:
-        escaped = {name: _GLOB.sub(r"\\\1", str(value)) for name, value in arguments.items()}
+        escaped = {name: _GLOB.sub(r"\\\1", str(arguments[name])) for name in self._pattern_names}
         return [template.format_map(escaped) for template in self._extra_patterns]
 
     @functools.cache  # noqa: B019  (one object for each decorated endpoint, alive as long as the process)
@@ -263,10 +264,16 @@ class _Options:
             )
         return names[0]
 
-    def _check_names(self, template: str) -> None:
+    def _check_names(self, template: str) -> list[str]:
+        """Return the parameters that the template names."""
+        names: list[str] = []
         for _, name, specification, conversion in string.Formatter().parse(template):
-            if name is not None and (name not in self._parameters or specification or conversion):
+            if name is None:
+                continue
+            if name not in self._parameters or specification or conversion:
                 raise InvalidRequestError(f"{self.endpoint.__name__}: {{{name}}} in {template!r} is no parameter")
+            names.append(name)
+        return names
 
 
 def _looks_at_caller(dependant: Dependant) -> bool:

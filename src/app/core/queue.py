@@ -5,6 +5,7 @@ A job that ends badly, in whichever way, leaves the queue for the list of failed
 
 import json
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, result_key_prefix, retry_key_prefix
 from arq.jobs import Job as _ArqJob
 from arq.jobs import JobResult, deserialize_result, serialize_job
-from arq.utils import timestamp_ms
+from arq.utils import timestamp_ms, to_ms, to_unix_ms
 from redis.asyncio.client import Pipeline
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.exceptions import WatchError
@@ -28,6 +29,14 @@ JOB_LIFETIME = 7 * 24 * 3600
 # Failed jobs as arq encodes their results, by id; and the ids in the order in which they failed.
 _FAILED = "failed_jobs"
 _FAILED_AT = "failed_jobs:at"
+
+# KEYS: job, result, queue. ARGV: definition, its milliseconds, when to start it, id.
+_ENQUEUE = """
+if redis.call('EXISTS', KEYS[1], KEYS[2]) > 0 then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('ZADD', KEYS[3], ARGV[3], ARGV[4])
+return 1
+"""
 
 _KEEP_FAILED = """
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
@@ -92,19 +101,38 @@ class JobQueue(ArqRedis):
             job_deserializer=deserialize,
             expires_extra_ms=JOB_LIFETIME * 1000,
         )
+        self._enqueue = self.register_script(_ENQUEUE)
         self.running: set[str] = set()
         """The marks of the jobs that run in this process."""
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "_Pipeline":
         return _Pipeline(self, transaction, shard_hint)
 
-    async def enqueue_job(self, function: str, *args: Any, _job_id: str | None = None, **kwargs: Any) -> _ArqJob | None:
-        """As arq has it, but None means that the job is there, and never that the connection was lost."""
+    async def enqueue_job(
+        self,
+        function: str,
+        *args: Any,
+        _job_id: str | None = None,
+        _queue_name: str | None = None,
+        _defer_until: datetime | None = None,
+        _defer_by: float | timedelta | None = None,
+        _expires: float | timedelta | None = None,
+        _job_try: int | None = None,
+        **kwargs: Any,
+    ) -> _ArqJob | None:
+        """As arq has it, but in one step: None means that a job of this id is there, and nothing else."""
+        if _defer_until and _defer_by:
+            raise ValueError("name the moment or the delay, not both")
         job_id = _job_id or uuid4().hex
-        while True:
-            job = await super().enqueue_job(function, *args, _job_id=job_id, **kwargs)
-            if job or await self.exists(job_key_prefix + job_id, result_key_prefix + job_id):
-                return job
+        queue = _queue_name or self.default_queue_name
+        now = timestamp_ms()
+        start = to_unix_ms(_defer_until) if _defer_until else now + (to_ms(_defer_by) or 0)
+        lifetime = to_ms(_expires) or start - now + self.expires_extra_ms
+        job = serialize_job(function, args, kwargs, _job_try, now, serializer=serialize)
+        keys = [job_key_prefix + job_id, result_key_prefix + job_id, queue]
+        if not await self._enqueue(keys, [job, lifetime, start, job_id]):
+            return None
+        return _ArqJob(job_id, self, queue, deserialize)
 
 
 class _Pipeline(Pipeline):

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, CursorResult, delete, update
+from sqlalchemy import ClauseElement, ColumnElement, CursorResult, Update, delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Base, Database, fetch_all
 from app.core.exceptions import UnknownFilterError
 from app.core.models import now
 from app.crud.helper import (
+    Columns,
     columns_of,
     columns_to_select,
     conditions,
@@ -23,6 +24,7 @@ from app.crud.helper import (
     select_one,
     select_page,
     shape_of,
+    update_rows,
 )
 
 ModelT = TypeVar("ModelT", bound=Base)
@@ -91,8 +93,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         self, db: AsyncSession, object: UpdateT | UpdateInternalT | Mapping[str, Any], **filters: Any
     ) -> int:
         """Set what `object` sets in all rows that match, and their `updated_at`; return how many there were."""
-        clauses, parameters = self._where(filters)
-        statement = update(self.model).where(*clauses).values(self._values(object))
+        statement, parameters = self._update(db, object, filters)
         return cast("CursorResult[Any]", await db.execute(statement, parameters)).rowcount
 
     async def update_one(
@@ -104,10 +105,8 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     ) -> dict[str, Any] | None:
         """Like `update`, for filters that match one row at most: return it as it now is, or None."""
         columns = columns_to_select(self.model, schema_to_select)
-        clauses, parameters = self._where(filters)
-        statement = update(self.model).where(*clauses).values(self._values(object))
-        chosen = [columns_of(self.model)[name] for name in columns]
-        row = (await db.execute(statement.returning(*chosen), parameters)).one_or_none()
+        statement, parameters = self._update(db, object, filters, columns)
+        row = (await db.execute(statement, parameters)).one_or_none()
         return None if row is None else dict(zip(columns, row, strict=True))
 
     async def delete(self, db: AsyncSession, db_row: ModelT | Mapping[str, Any] | None = None, **filters: Any) -> int:
@@ -130,9 +129,35 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         clauses, parameters = self._where(filters)
         return cast("CursorResult[Any]", await db.execute(delete(self.model).where(*clauses), parameters)).rowcount
 
+    def _update(
+        self,
+        db: AsyncSession,
+        object: BaseModel | Mapping[str, Any],
+        filters: Mapping[str, Any],
+        returned: Columns = (),
+    ) -> tuple[Update, dict[str, Any]]:
+        values = self._values(object)
+        if not filters:
+            raise self._no_filter()
+        shape, parameters = shape_of(self.model, filters)
+        if any(isinstance(row, self.model) for row in db.identity_map.values()):
+            # The ORM keeps in step what the session has loaded.
+            changed = values or {name: columns_of(self.model)[name] for name in self._key_names()}
+            statement = update(self.model).where(*conditions(self.model, shape)).values(changed)
+            chosen = [columns_of(self.model)[name] for name in returned]
+            return statement.returning(*chosen) if chosen else statement, parameters
+        expressions = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
+        plain = {name: value for name, value in values.items() if name not in expressions}
+        parameters |= {f"set_{name}": value for name, value in plain.items()}
+        statement = update_rows(self.model, tuple(plain), shape, returned)
+        return statement.values(expressions) if expressions else statement, parameters
+
+    def _no_filter(self) -> UnknownFilterError:
+        return UnknownFilterError(f"a write without a filter would change every row of {self.model.__name__}")
+
     def _where(self, filters: Mapping[str, Any]) -> tuple[list[ColumnElement[bool]], dict[str, Any]]:
         if not filters:
-            raise UnknownFilterError(f"a write without a filter would change every row of {self.model.__name__}")
+            raise self._no_filter()
         shape, parameters = shape_of(self.model, filters)
         return conditions(self.model, shape), parameters
 
@@ -142,8 +167,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
             raise UnknownFilterError(f"{self.model.__name__} has no column {', '.join(map(repr, sorted(unknown)))}")
         if "updated_at" in columns_of(self.model):
             return {"updated_at": now(), **values}
-        # SQL has no UPDATE that sets nothing, but a PATCH may name nothing: the key stays as it is.
-        return values or {name: columns_of(self.model)[name] for name in self._key_names()}
+        return values
 
     def _identity(self, row: ModelT | Mapping[str, Any]) -> dict[str, Any]:
         return {name: row[name] if isinstance(row, Mapping) else getattr(row, name) for name in self._key_names()}

@@ -1,3 +1,4 @@
+from functools import lru_cache
 from typing import Any, cast
 from uuid import UUID
 
@@ -8,7 +9,7 @@ from app.core.database import Database, fetch_all
 from app.core.exceptions import ConflictError
 from app.core.models import now
 from app.crud.crud_base import CRUDBase
-from app.crud.helper import columns_of
+from app.crud.helper import Shape, columns_of, conditions, shape_of
 from app.models.password_reset import PasswordReset
 from app.models.rate_limit import RateLimit
 from app.models.session import Session
@@ -38,6 +39,11 @@ _SELECT_CALLER_IN_SESSION = _select_caller(
     and_(Session.user_id == User.id, Session.uuid == bindparam("session"), Session.expires_at > func.now()),
 )
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
+
+
+@lru_cache
+def _hold_user(shape: Shape) -> Select[Any]:
+    return select(columns_of(User)["id"]).where(*conditions(User, shape)).with_for_update(read=True, key_share=True)
 
 
 class LastSuperuserError(ConflictError):
@@ -101,9 +107,9 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
 
         What is written under a name is removed from the cache under it: neither may change in between.
         """
-        clauses, parameters = self._where({"username": username, **filters})
-        statement = select(User.id).where(*clauses).with_for_update(read=True, key_share=True)
-        return (await db.execute(statement, parameters)).scalar_one_or_none()
+        shape, parameters = shape_of(User, {"username": username, **filters})
+        row = (await db.execute(_hold_user(shape), parameters)).one_or_none()
+        return None if row is None else int(row[0])
 
     async def lock_for_deletion(self, db: AsyncSession, username: str) -> dict[str, Any] | None:
         """Return id and is_deleted of the user who has this name, or None, holding the row until the commit.

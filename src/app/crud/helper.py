@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Select, bindparam, exists, func, select
+from sqlalchemy import ColumnElement, Select, Table, Update, bindparam, exists, func, select
 from sqlalchemy import inspect as inspect_mapper
 
 from app.core.database import Base
@@ -72,6 +72,18 @@ def conditions(model: type[Base], shape: Shape) -> list[ColumnElement[bool]]:
 
 def primary_key(model: type[Base]) -> Sequence[ColumnElement[Any]]:
     return inspect_mapper(model).primary_key
+
+
+@lru_cache(maxsize=1024)
+def update_rows(model: type[Base], names: Columns, shape: Shape, returned: Columns = ()) -> Update:
+    """Set columns to the parameters of their names; on the table: the ORM would work it out anew each time."""
+    table = cast(Table, model.__table__)
+    known = columns_of(model)
+    values: dict[Any, Any] = {known[name]: bindparam(f"set_{name}", type_=known[name].type) for name in names}
+    # SQL has no UPDATE that sets nothing, but a PATCH may name nothing: the key stays as it is.
+    values = values or {column: column for column in primary_key(model)}
+    statement = table.update().where(*conditions(model, shape)).values(values)
+    return statement.returning(*(known[name] for name in returned)) if returned else statement
 
 
 @lru_cache(maxsize=1024)

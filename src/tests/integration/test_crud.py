@@ -5,7 +5,7 @@ from datetime import datetime
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import DateTime, MetaData, String
+from sqlalchemy import DateTime, MetaData, String, func
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -341,6 +341,20 @@ class TestUpdate:
         [row] = await fetch('SELECT name, updated_at FROM "user"')
         assert row["name"] == "New Name"
         assert is_recent(row["updated_at"])
+
+    async def test_row_that_the_session_holds_is_kept_in_step(self, user: User) -> None:
+        async with transaction() as db:
+            row = await db.get_one(User, user.id)
+            await crud_users.update(db, {"name": "New Name"}, id=user.id)
+            assert row.name == "New Name"
+            changed = await crud_users.update_one(db, {"name": "Newer"}, ["name"], id=user.id)
+            assert (changed, row.name) == ({"name": "Newer"}, "Newer")
+
+    async def test_expression(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            await crud_users.update(db, {"name": func.upper(User.name), "tier_id": None}, id=user.id)
+        [row] = await fetch('SELECT name FROM "user"')
+        assert row["name"] == user.name.upper()
 
     async def test_every_row_that_matches(self, fetch: Fetch) -> None:
         for name in ("Same", "Same", "Else"):

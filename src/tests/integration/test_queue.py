@@ -1,12 +1,15 @@
 """Jobs between the API and a worker: what travels, who may look, what a job has to work with."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+from arq.connections import ArqRedis
 from arq.jobs import JobStatus, SerializationError
 from arq.worker import Worker
 from fastapi import APIRouter, FastAPI
@@ -301,3 +304,62 @@ class TestOnCommit:
     async def test_nothing_after_a_rollback(self, own: httpx.AsyncClient, user: User) -> None:
         assert (await own.post(f"/rename/{user.id}?name=nobody")).status_code == 404
         assert await queue.pool.queued_jobs() == []
+
+
+class TestEnqueue:
+    """In one step, where arq takes four; what is then in Redis is the same."""
+
+    @pytest.fixture
+    def arq(self) -> ArqRedis:
+        options: dict[str, Any] = {"job_serializer": queue.serialize, "job_deserializer": queue.deserialize}
+        return ArqRedis(queue.pool.connection_pool, expires_extra_ms=queue.JOB_LIFETIME * 1000, **options)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"_defer_by": 60},
+            {"_defer_by": timedelta(minutes=2)},
+            {"_defer_until": datetime(2100, 1, 1, tzinfo=UTC)},
+            {"_expires": 90},
+            {"_expires": timedelta(hours=1), "_defer_by": 1.5},
+            {"_queue_name": "another"},
+            {"_job_try": 3},
+        ],
+        ids=str,
+    )
+    async def test_leaves_what_arq_leaves(self, arq: ArqRedis, redis: RedisRoles, options: dict[str, Any]) -> None:
+        found = []
+        for pool in (arq, queue.pool):
+            job = await pool.enqueue_job("work", 1, "grün", _job_id="id", name={"a": [None, True]}, **options)
+            assert job is not None
+            assert (job.job_id, job._queue_name) == ("id", options.get("_queue_name", "arq:queue"))
+            now = time.time() * 1000
+            assert await redis.queue.type("arq:job:id") == b"string"
+            definition = json.loads(await redis.queue.get("arq:job:id") or b"")
+            names = sorted(await redis.queue.keys())
+            start = await redis.queue.zscore(options.get("_queue_name", "arq:queue"), "id")
+            times = [definition.pop("et"), start, now + await redis.queue.pttl("arq:job:id")]
+            found.append((definition, names, [(moment - now) / 1000 for moment in times]))
+            await redis.queue.flushdb()
+        (definition, names, times), ours = found
+        assert (definition, names) == ours[:2]
+        assert times == pytest.approx(ours[2], abs=1)
+
+    async def test_id_that_is_taken(self, redis: RedisRoles) -> None:
+        assert await queue.pool.enqueue_job("work", _job_id="id")
+        before = await redis.queue.get("arq:job:id")
+        assert await queue.pool.enqueue_job("other", _job_id="id") is None
+        assert await redis.queue.get("arq:job:id") == before
+        await redis.queue.delete("arq:job:id", "arq:queue")
+        await redis.queue.set("arq:result:id", b"{}")
+        assert await queue.pool.enqueue_job("work", _job_id="id") is None
+        assert await redis.queue.keys() == [b"arq:result:id"]
+
+    async def test_one_of_many_at_once(self) -> None:
+        jobs = await asyncio.gather(*(queue.pool.enqueue_job("work", number, _job_id="id") for number in range(30)))
+        assert len([job for job in jobs if job is not None]) == 1
+
+    async def test_moment_and_delay(self) -> None:
+        with pytest.raises(ValueError, match="not both"):
+            await queue.pool.enqueue_job("work", _defer_by=1, _defer_until=datetime.now(UTC))
