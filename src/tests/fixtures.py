@@ -157,10 +157,17 @@ async def app() -> AsyncIterator[FastAPI]:
         yield the_app
 
 
+class _Transport(httpx.ASGITransport):
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        await asyncio.sleep(0)  # the driver logs its statements a moment later
+        return response
+
+
 @asynccontextmanager
 async def open_client(application: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application in this process, which sees a 500 where a real client would."""
-    transport = httpx.ASGITransport(application, raise_app_exceptions=False, **options)
+    transport = _Transport(application, raise_app_exceptions=False, **options)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", trust_env=False) as client:
         yield client
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, CursorResult, Row, bindparam, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.database import Database, fetch_all
+from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.models import now
 from app.core.security import RefreshToken, hash_of, new_secret
 from app.crud.crud_base import CRUDBase
@@ -34,6 +34,7 @@ _SELECT_LIVING = (
     .order_by(Session.id)
     .offset(bindparam("offset"))
     .limit(bindparam("limit"))
+    .execution_options(**BUILT_ONCE)
 )
 
 

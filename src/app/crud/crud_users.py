@@ -5,7 +5,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.database import Database, fetch_all
+from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.exceptions import ConflictError
 from app.core.models import now
 from app.crud.crud_base import CRUDBase
@@ -28,6 +28,7 @@ def _select_caller(*session: ColumnElement[Any]) -> Select[Any]:
         .select_from(User)
         .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
         .where(User.uuid == bindparam("user"), ~User.is_deleted)
+        .execution_options(**BUILT_ONCE)
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Select, Table, Update, bindparam, exists, func, select
 from sqlalchemy import inspect as inspect_mapper
 
-from app.core.database import Base
+from app.core.database import BUILT_ONCE, Base
 from app.core.exceptions import UnknownFilterError
 
 # What a filter compares with: a fixed value (None, True or False are written into the statement) or a parameter.
@@ -89,7 +89,8 @@ def update_rows(model: type[Base], names: Columns, shape: Shape, returned: Colum
 @lru_cache(maxsize=1024)
 def select_one(model: type[Base], columns: Columns, shape: Shape) -> Select[Any]:
     chosen = [columns_of(model)[name] for name in columns]
-    return select(*chosen).where(*conditions(model, shape)).order_by(*primary_key(model)).limit(1)
+    statement = select(*chosen).where(*conditions(model, shape)).order_by(*primary_key(model)).limit(1)
+    return statement.execution_options(**BUILT_ONCE)
 
 
 @lru_cache(maxsize=1024)
@@ -102,14 +103,17 @@ def select_page(model: type[Base], columns: Columns, shape: Shape) -> Select[Any
         .order_by(*primary_key(model))
         .limit(bindparam("limit"))
         .offset(bindparam("offset"))
+        .execution_options(**BUILT_ONCE)
     )
 
 
 @lru_cache(maxsize=1024)
 def select_count(model: type[Base], shape: Shape) -> Select[Any]:
-    return select(func.count()).select_from(model.__table__).where(*conditions(model, shape))
+    statement = select(func.count()).select_from(model.__table__).where(*conditions(model, shape))
+    return statement.execution_options(**BUILT_ONCE)
 
 
 @lru_cache(maxsize=1024)
 def select_exists(model: type[Base], shape: Shape) -> Select[Any]:
-    return select(exists().select_from(model.__table__).where(*conditions(model, shape)))
+    statement = select(exists().select_from(model.__table__).where(*conditions(model, shape)))
+    return statement.execution_options(**BUILT_ONCE)
