@@ -13,12 +13,12 @@ import asyncio
 import functools
 import inspect
 import logging
+import os
 import re
 import string
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec, cast, get_type_hints
-from uuid import uuid4
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
@@ -342,7 +342,7 @@ def check_cached_route(route: APIRoute) -> None:
 
 
 async def _serve(key: str, expiration: int, request: Request, endpoint: Callable[[], Awaitable[Any]]) -> Any:
-    lease = _LEASE + uuid4().bytes
+    lease = _LEASE + os.urandom(16)
     try:
         body = await store.fetch(key, lease, expiration)
     except RedisUnavailableError:

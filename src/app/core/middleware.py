@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Sequence
-from uuid import uuid4
 
 from fastapi.exceptions import ValidationException
 from starlette.exceptions import HTTPException
@@ -67,7 +67,7 @@ class RequestMiddleware:
             return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        identity = given if _REQUEST_ID.fullmatch(given) else uuid4().hex.encode()
+        identity = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
         request_id.set(identity.decode())
         extra = [*self.headers, (b"x-request-id", identity)]
         method = scope["method"]

@@ -1,6 +1,7 @@
 """Builds the application and opens what it needs; router, handlers and the guard of the docs are arguments."""
 
 import asyncio
+import functools
 import gc
 import inspect
 import logging
@@ -15,8 +16,9 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from app.core import cache, queue
 from app.core.config import (
@@ -97,6 +99,20 @@ def create_application(
     return app
 
 
+class FlatRoute(APIRoute):
+    """Looks at how the path begins before it tries its pattern: most of the routes that are tried are not meant."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        # Below a root path the path begins with that.
+        if not scope.get("root_path") and not scope["path"].startswith(self._beginning):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+    @functools.cached_property
+    def _beginning(self) -> str:
+        return self.path.partition("{")[0]
+
+
 def flatten_routes(app: FastAPI) -> None:
     """Put the routes of included routers, with all that they inherit, directly into the application.
 
@@ -109,7 +125,7 @@ def flatten_routes(app: FastAPI) -> None:
         if isinstance(original, APIRoute):
             inherited: dict[str, Any] = {name: getattr(context, name) for name in options}
             inherited |= {"form_limits": original.form_limits, "max_body_size": original.max_body_size}
-            flat.append(APIRoute(cast(str, context.path), original.endpoint, **inherited))
+            flat.append(FlatRoute(cast(str, context.path), original.endpoint, **inherited))
         else:
             flat.append(getattr(context, "starlette_route", None) or original)
     app.router.routes[:] = flat

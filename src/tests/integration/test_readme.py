@@ -33,6 +33,7 @@ SHELL = {
     "make run": "TestFirstWalk",
     "make test": "TestMake",
     "make soak": "TestMake",
+    "make bench": "TestMake",
     ". src/.env": "TestFirstWalk",
     "cp .env.example src/.env": "TestFromScratch",
     "make install": "TestMake",
@@ -228,6 +229,9 @@ class TestMake:
         assert Path(reader(f"{activating}\nprintf %s $VIRTUAL_ENV", clone)).samefile(sys.prefix)
         assert shell("python -m pytest").removeprefix("python ").strip() in commands("test", "-o.venv/installed")
         assert "-m soak 60" in commands(shell("make soak").split()[1], "SECONDS=60", "-o.venv/installed")
+        assert "-m bench --rounds 3 me" in commands(
+            shell("make bench").split()[1], "ARGS=--rounds 3 me", "-o.venv/installed"
+        )
         assert re.search(r"scripts\.dev --port 8001\b", commands("run", "PORT=8001", "-o.venv/installed"))
         (clone / ".venv").unlink()
         assert "python3.13 -m venv" in commands("run", "PYTHON=python3.13")
