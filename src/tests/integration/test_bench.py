@@ -1,6 +1,7 @@
 """`make bench`: a short run of all of it, and that it fails rather than measure what was not meant."""
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -46,16 +47,27 @@ async def test_a_short_run_has_every_endpoint() -> None:
 async def answer_with(answer: bytes) -> None:
     """Put a load on a server that always answers this, and then closes the connection if it is empty."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"\r\n\r\n"):
-            writer.write(answer)
-            if not answer:
-                break
-        writer.close()
+    served: set[asyncio.Task[None]] = set()
 
-    async with await asyncio.start_server(serve, HOST, 0) as server:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # the load is over
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(answer)
+                if not answer:
+                    break
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.create_task(serve(reader, writer)))
+
+    async with await asyncio.start_server(connected, HOST, 0) as server:
         port: int = server.sockets[0].getsockname()[1]
-        await put_load(Load(port, os.getpid(), [Request("GET", "/").encode()], 200, 0.01))
+        try:
+            await put_load(Load(port, os.getpid(), [Request("GET", "/").encode()], 200, 0.01))
+        finally:
+            await asyncio.gather(*served)
 
 
 class TestLoad:
