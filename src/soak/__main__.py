@@ -120,6 +120,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("seconds", type=float, nargs="?", default=1200)
     seconds = parser.parse_args().seconds
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with `&` ignore it
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which asyncio turns into an end
     try:
         return 0 if asyncio.run(soak(seconds)) else 1
