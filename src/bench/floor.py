@@ -3,6 +3,8 @@
 No layers, no middleware, no settings, no errors that clients could tell apart: what a request costs at least.
 """
 
+import base64
+import hmac
 import json
 import os
 from collections.abc import AsyncIterator
@@ -88,6 +90,7 @@ class Users(BaseModel):
     has_more: bool
     page: int
     items_per_page: int
+    next_cursor: str | None
 
 
 class Post(BaseModel):
@@ -134,6 +137,11 @@ async def caller(token: str, statement: TextClause) -> Row[Any]:
     return row
 
 
+def cursor(last: int) -> str:
+    signature = hmac.digest(KEY.encode(), str(last).encode(), "sha256")
+    return f"{last}.{base64.urlsafe_b64encode(signature).decode()}"
+
+
 @app.get("/health", response_model=Health)
 async def read_health() -> dict[str, str]:
     return {"status": "ok"}
@@ -161,12 +169,14 @@ async def read_users(
     async with reader.connect() as connection:
         rows = (await connection.execute(SELECT_USERS, values)).all()
     total = rows[0].total_count if rows else 0
+    has_more = page * items_per_page < total
     return {
         "data": [row._asdict() for row in rows],
         "total_count": total,
-        "has_more": page * items_per_page < total,
+        "has_more": has_more,
         "page": page,
         "items_per_page": items_per_page,
+        "next_cursor": cursor(rows[-1].id) if has_more else None,
     }
 
 

@@ -95,16 +95,23 @@ async def caller(headers: list[tuple[bytes, bytes]], statement: str) -> asyncpg.
     return row
 
 
+def cursor(last: int) -> str:
+    signature = hmac.digest(KEY, str(last).encode(), "sha256")
+    return f"{last}.{base64.urlsafe_b64encode(signature).decode()}"
+
+
 async def read_users(query: dict[bytes, list[bytes]]) -> dict[str, Any]:
     page, size = int(query.get(b"page", [b"1"])[0]), int(query.get(b"items_per_page", [b"10"])[0])
     rows = await pool.fetch(SELECT_USERS, size, (page - 1) * size)
     total = rows[0][-1] if rows else 0
+    has_more = page * size < total
     return {
         "data": [dict(zip(USER_KEYS, row, strict=False)) for row in rows],
         "total_count": total,
-        "has_more": page * size < total,
+        "has_more": has_more,
         "page": page,
         "items_per_page": size,
+        "next_cursor": cursor(rows[-1][0]) if has_more else None,
     }
 
 
