@@ -42,6 +42,7 @@ MAX_ANSWER_BYTES = 256 * 1024
 _LEASE = b"\x00"  # JSON never begins with it
 _INDEX = "@cache:index:"
 _INDEXES = "@cache:indexes"
+_NOT_STORED = "app.cache.not_stored"
 _GLOB = re.compile(r"([*?\[\]\\])")
 _LITERAL_START = re.compile(r"(?:[^*?\[\\]|\\.)*", re.DOTALL)
 
@@ -64,10 +65,15 @@ end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return false
 """
-# KEYS: key. ARGV: lease, answer, seconds to keep it (an empty answer only gives the lease back).
+# KEYS: key, its index, the list of indexes. ARGV: lease, answer, seconds to keep it. An empty answer gives the lease
+# back, and nothing is left: names that do not exist could fill the server with indexes.
 _STORE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
-if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) end
+local value = redis.call('GET', KEYS[1])
+if value == ARGV[1] and ARGV[2] ~= '' then return redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) end
+if value and value ~= ARGV[1] then return end
+redis.call('UNLINK', KEYS[1])
+redis.call('ZREM', KEYS[2], KEYS[1])
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('ZREM', KEYS[3], KEYS[2]) end
 """
 
 
@@ -137,7 +143,7 @@ class CacheStore:
         """Keep the answer unless its lease was removed meanwhile; an empty answer gives the lease back."""
         try:
             async with self._reads.guard():
-                await self._reads.script(_STORE)([key], [lease, answer, expiration])
+                await self._reads.script(_STORE)([key, _index(key), _INDEXES], [lease, answer, expiration])
         except RedisUnavailableError:
             pass  # the lease ends by itself
 
@@ -333,6 +339,11 @@ def cache(
     return decorator
 
 
+def do_not_store(request: Request) -> None:
+    """Let the endpoint that runs under `@cache` answer with what is not worth keeping, such as an empty page."""
+    request.scope[_NOT_STORED] = True
+
+
 def check_cached_route(route: APIRoute) -> None:
     """Raise InvalidRequestError when `@cache` on the route's endpoint cannot work for its methods."""
     options = getattr(route.endpoint, "cache_options", None)
@@ -355,7 +366,8 @@ async def _serve(key: str, expiration: int, request: Request, endpoint: Callable
                 return answer
             body = await _render(request, answer)
         finally:
-            await store.store(key, lease, body if len(body) <= MAX_ANSWER_BYTES else b"", expiration)
+            is_kept = len(body) <= MAX_ANSWER_BYTES and _NOT_STORED not in request.scope
+            await store.store(key, lease, body if is_kept else b"", expiration)
     status = cast(APIRoute, request.scope["route"]).status_code
     return Response(body, status or 200, media_type="application/json")
 

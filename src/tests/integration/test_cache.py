@@ -1,5 +1,6 @@
 """What `@cache` does with each of its options."""
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 
 from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user
 from app.core import cache as cache_module
-from app.core.cache import CacheStore, cache
+from app.core.cache import CacheStore, cache, do_not_store
 from app.core.config import settings
 from app.core.exceptions import (
     CacheIdentificationInferenceError,
@@ -47,6 +48,16 @@ class Runs:
 @pytest.fixture
 def runs() -> Runs:
     return Runs()
+
+
+@pytest.fixture
+async def own_store() -> AsyncIterator[CacheStore]:
+    """The cache without endpoints, in use."""
+    store = CacheStore()
+    store.open(settings)
+    await wait_until(lambda: _is_usable(store))
+    yield store
+    await store.close()
 
 
 async def get(router: APIRouter, path: str) -> httpx.Response:
@@ -193,6 +204,19 @@ class TestGet:
             assert [(await client.get("/sample/7")).text for _ in range(2)] == ["run 1", "run 2"]
         assert await keys_of(redis) == set()
 
+    async def test_answer_that_its_endpoint_does_not_want_kept(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}")
+        @cache("sample_data", resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> dict[str, Any]:
+            do_not_store(request)
+            return runs.answer()
+
+        async with open_client(build(router)) as client:
+            assert [(await client.get("/sample/7")).json() for _ in range(2)] == [{"run": 1}, {"run": 2}]
+        assert await redis.cache.keys() == []
+
     async def test_head_shares_the_answer(self, redis: RedisRoles, runs: Runs) -> None:
         router = APIRouter()
 
@@ -212,6 +236,45 @@ class TestGet:
         keys = await redis.cache.keys()
         assert len(keys) >= 4
         assert all([await redis.cache.ttl(key) > 0 for key in keys])
+
+
+class TestNothingIsLeftOf:
+    """What is not stored leaves neither its lease nor an index: names that nobody has could fill the server."""
+
+    async def test_names_that_nobody_has(self, redis: RedisRoles, client: httpx.AsyncClient, user: User) -> None:
+        for number in range(1, 20):
+            for path in (f"/nobody{number}/posts", f"/nobody{number}/post/1", f"/{user.username}/post/{number}"):
+                assert (await client.get(f"/api/v1{path}")).status_code == 404
+        assert await redis.cache.keys() == []
+
+    async def test_answers_that_are_too_long(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}")
+        @cache("sample_data", resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> dict[str, Any]:
+            return runs.answer(text="x" * (cache_module.MAX_ANSWER_BYTES if my_id else 1))
+
+        async with open_client(build(router)) as client:
+            await client.get("/sample/0")
+            before = await redis.cache.keys()
+            assert [(await client.get("/sample/7")).json()["run"] for _ in range(2)] == [2, 3]
+            assert sorted(await redis.cache.keys()) == sorted(before)
+            assert (await client.get("/sample/0")).json()["run"] == 1
+        assert await redis.cache.zrange("@cache:index:sample_data", 0, -1) == [b"sample_data:0"]
+
+    async def test_lease_that_ended_or_is_another_s(self, redis: RedisRoles, own_store: CacheStore) -> None:
+        assert await own_store.fetch("shelf:1", b"\x00first", 60) is None
+        await redis.cache.delete("shelf:1")
+        assert await own_store.fetch("shelf:1", b"\x00second", 60) is None
+        await own_store.store("shelf:1", b"\x00first", b"", 60)
+        assert await redis.cache.get("shelf:1") == b"\x00second"
+        await own_store.store("shelf:1", b"\x00first", b"1", 60)
+        await own_store.store("shelf:1", b"\x00second", b"2", 60)
+        assert await own_store.fetch("shelf:1", b"\x00third", 60) == b"2"
+        await redis.cache.delete("shelf:1")
+        await own_store.store("shelf:1", b"\x00second", b"3", 60)
+        assert await redis.cache.keys() == []
 
 
 class TestInference:
@@ -517,6 +580,7 @@ async def test_a_process_that_starts_trusts_nothing_older() -> None:
 async def _is_usable(store: CacheStore) -> bool:
     try:
         await store.fetch("probe:1", b"\x00probe", 1)
+        await store.store("probe:1", b"\x00probe", b"", 1)
     except RedisUnavailableError:
         return False
     return True
