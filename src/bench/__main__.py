@@ -18,13 +18,16 @@ from bench.endpoints import NAMES, endpoints
 from bench.load import BenchError, Load, Measure, run
 from bench.report import rows, table
 from bench.services import running_bench, sign_in
+from bench.wrk import find_wrk
+from bench.wrk import run as run_wrk
 from scripts.servers import ServerError
 
 ROUNDS = 5
 SECONDS = 1.5
+LOADS = {"wrk": run_wrk, "own": run}
 
 
-def compare(names: Sequence[str], rounds: int, seconds: float) -> tuple[dict[str, Any], str]:
+def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -> tuple[dict[str, Any], str]:
     """Check and measure; return the result for programs and for people."""
     measures: dict[str, dict[str, list[Measure]]] = {name: defaultdict(list) for name in names}
     with running_bench() as bench:
@@ -36,7 +39,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float) -> tuple[dict[str
             asked = check(bench, services, chosen)
         bench.execute(("ALTER DATABASE postgres RESET log_statement",), ("VACUUM ANALYZE",))
         spawn = multiprocessing.get_context("spawn")
-        with bench.services() as services, ProcessPoolExecutor(1, spawn) as load, bench.redis() as redis:
+        with bench.services() as services, ProcessPoolExecutor(1, spawn) as pool, bench.redis() as redis:
             for number in range(rounds + 1):
                 order = [*services][number % 3 :] + [*services][: number % 3]
                 for name, endpoint in chosen.items():
@@ -45,7 +48,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float) -> tuple[dict[str
                         redis.flushall()
                         at = services[service]
                         job = Load(at.port, at.process.pid, requests, endpoint.status, seconds)
-                        measure = load.submit(run, job).result()
+                        measure = pool.submit(LOADS[load_name], job).result()
                         if number > 0:  # the first round warms up
                             measures[name][service].append(measure)
             processes = {
@@ -58,7 +61,13 @@ def compare(names: Sequence[str], rounds: int, seconds: float) -> tuple[dict[str
         lines.append(
             f"{name}: {process['start_seconds']:.2f} s to start, {process['memory_mib']:.0f} MiB after the load"
         )
-    return {"rounds": rounds, "seconds": seconds, "endpoints": found, "processes": processes}, "\n".join(lines)
+    return {
+        "load": load_name,
+        "rounds": rounds,
+        "seconds": seconds,
+        "endpoints": found,
+        "processes": processes,
+    }, "\n".join(lines)
 
 
 def _interrupt(*_: object) -> None:
@@ -70,13 +79,14 @@ def main() -> int:
     parser.add_argument("endpoints", nargs="*", metavar="ENDPOINT", help=f"of {', '.join(NAMES)}; default: all")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="that are counted, after one to warm up")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for each service at each endpoint, each round")
+    parser.add_argument("--load", choices=LOADS, default="wrk" if find_wrk() else "own", help="default: wrk if found")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     options = parser.parse_args()
     if unknown := {*options.endpoints} - {*NAMES}:
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result, text = compare(options.endpoints or NAMES, options.rounds, options.seconds)
+        result, text = compare(options.endpoints or NAMES, options.rounds, options.seconds, options.load)
     except (BenchError, ServerError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -106,9 +106,9 @@ async def put_load(load: Load) -> Measure:
                 connections.append(new)
                 await loop.create_connection(lambda new=new: new, HOST, load.port)  # type: ignore[misc]
             await asyncio.gather(*(each.send(len(share)) for each, share in zip(connections, shares, strict=True)))
-            began, cpu = time.perf_counter(), _cpu_seconds(server)
+            began, cpu = time.perf_counter(), cpu_seconds(server)
             await asyncio.gather(*(each.send(1, began + load.seconds) for each in connections))
-            cpu, seconds = _cpu_seconds(server) - cpu, time.perf_counter() - began
+            cpu, seconds = cpu_seconds(server) - cpu, time.perf_counter() - began
     except TimeoutError:
         raise BenchError(f"no answer within {GIVE_UP_SECONDS:.0f} s") from None
     finally:
@@ -123,7 +123,7 @@ async def put_load(load: Load) -> Measure:
     )
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()  # utime and stime of /proc/PID/stat
     return float(times.user + times.system)
 

@@ -5,13 +5,16 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 
+from bench import load, wrk
 from bench.check import refuse_differences
 from bench.endpoints import NAMES, Request
-from bench.load import BenchError, Load, put_load
+from bench.load import BenchError, Load, Measure
 from bench.report import COLUMNS, table
 from bench.services import APPS
 from scripts.servers import HOST
@@ -44,14 +47,18 @@ async def test_a_short_run_has_every_endpoint() -> None:
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
 
 
-async def answer_with(answer: bytes) -> None:
-    """Put a load on a server that always answers this, and then closes the connection if it is empty."""
+RUNS = [pytest.param(load.run, id="own"), *([pytest.param(wrk.run, id="wrk")] if wrk.find_wrk() else [])]
+
+
+async def answer_with(answers: Iterator[bytes], run: Callable[[Load], Measure]) -> Measure:
+    """Put a load on a server that gives these answers, and closes the connection instead of an empty one."""
 
     served: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # the load is over
             while await reader.readuntil(b"\r\n\r\n"):
+                answer = next(answers)
                 writer.write(answer)
                 if not answer:
                     break
@@ -65,26 +72,39 @@ async def answer_with(answer: bytes) -> None:
     async with await asyncio.start_server(connected, HOST, 0) as server:
         port: int = server.sockets[0].getsockname()[1]
         try:
-            await put_load(Load(port, os.getpid(), [Request("GET", "/").encode()], 200, 0.01))
+            return await asyncio.to_thread(run, Load(port, os.getpid(), [Request("GET", "/").encode()], 200, 0.01))
         finally:
             await asyncio.gather(*served)
 
 
-class TestLoad:
-    async def test_the_expected_answer(self) -> None:
-        await answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+EXPECTED = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+ANOTHER = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}"
 
+
+class TestLoad:
+    @pytest.mark.parametrize("run", RUNS)
+    async def test_the_expected_answer(self, run: Callable[[Load], Measure]) -> None:
+        measure = await answer_with(repeat(EXPECTED), run)
+        assert measure.per_second > 0
+        assert 0 < measure.p50_ms <= measure.p99_ms
+
+    @pytest.mark.parametrize("run", RUNS)
     @pytest.mark.parametrize(
         "answer",
         [
-            pytest.param(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}", id="another status"),
+            pytest.param(ANOTHER, id="another status"),
             pytest.param(b"HTTP/1.1 200 OK\r\n\r\n{}", id="no length"),
             pytest.param(b"", id="the connection is closed"),
         ],
     )
-    async def test_any_other(self, answer: bytes) -> None:
+    async def test_any_other(self, answer: bytes, run: Callable[[Load], Measure]) -> None:
         with pytest.raises(BenchError):
-            await answer_with(answer)
+            await answer_with(repeat(answer), run)
+
+    @pytest.mark.parametrize("run", RUNS)
+    async def test_another_status_after_the_first_answers(self, run: Callable[[Load], Measure]) -> None:
+        with pytest.raises(BenchError, match=r"unexpected answer: (HTTP/1.1 )?500 "):
+            await answer_with(chain([EXPECTED] * 2, repeat(ANOTHER)), run)
 
 
 def test_answers_that_differ() -> None:
