@@ -21,7 +21,7 @@ TEMPLATE = "template_app"
 SETTINGS = (
     "ACCESS_TOKEN_", "ALGORITHM", "ALLOWED_HOSTS", "APP_", "BCRYPT_", "CLIENT_CACHE_", "CONTACT_",
     "CORS_", "DEFAULT_RATE_LIMIT_", "ENVIRONMENT", "FORWARDED_", "HSTS_", "JOB_", "LICENSE", "LOGIN_",
-    "MAIL_", "MAX_BODY_", "PASSWORD_", "POSTGRES_", "RATE_LIMIT_", "REAUTHENTICATION_", "REDIS_",
+    "MAIL_", "MAX_", "PASSWORD_", "POSTGRES_", "RATE_LIMIT_", "REAUTHENTICATION_", "REDIS_",
     "REFRESH_", "REQUEST_", "SECRET_KEY", "SIGN_UP_", "SMTP_",
 )  # fmt: skip
 # Who the tests sign in as may be told in `.env`.

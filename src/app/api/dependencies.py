@@ -9,7 +9,7 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials, OAuth2PasswordBear
 from app.api.guessing import check_password, limit_by_address
 from app.core import audit
 from app.core.config import AbuseLimitSettings, DefaultRateLimitSettings, SessionSettings, settings
-from app.core.database import ReaderDep, SessionDep
+from app.core.database import ReaderDep, SessionDep, reader
 from app.core.exceptions import ForbiddenError, NotFoundError, RateLimitExceededError, UnauthorizedError
 from app.core.middleware import add_response_headers
 from app.core.rate_limit import client_address, limiter, route_template, sanitize_path
@@ -41,7 +41,7 @@ BearerToken = Annotated[str | None, Depends(OAuth2PasswordBearer(tokenUrl="/api/
 _basic = HTTPBasic(realm="docs", auto_error=False)
 
 
-async def get_optional_user(request: Request, token: BearerToken, db: ReaderDep) -> Caller | None:
+async def get_optional_user(request: Request, token: BearerToken) -> Caller | None:
     """The user whose token came with the request, None without a token; a token that is not valid is refused.
 
     One query also finds whether the session lives, and the limit of the user's tier, should `rate_limiter` want it.
@@ -52,9 +52,9 @@ async def get_optional_user(request: Request, token: BearerToken, db: ReaderDep)
     user = None
     path = sanitize_path(route_template(request))
     if not isinstance(settings, SessionSettings):
-        user = await crud_users.get_caller(db, named.user, path)
+        user = await crud_users.get_caller(reader, named.user, path)
     elif named.session is not None:
-        user = await crud_users.get_caller(db, named.user, path, named.session)
+        user = await crud_users.get_caller(reader, named.user, path, named.session)
     if user is None:
         raise UnauthorizedError("The session of this token has ended", challenge='Bearer error="invalid_token"')
     audit.note(request.scope, who=user["id"])
@@ -86,11 +86,11 @@ async def get_current_superuser(request: Request, user: CurrentUser) -> Caller:
 CurrentSuperuser = Annotated[Caller, Depends(get_current_superuser)]
 
 
-async def get_editable_user_id(username: Username, current_user: CurrentUser, db: ReaderDep) -> int:
+async def get_editable_user_id(username: Username, current_user: CurrentUser) -> int:
     """The id of the user named in the path, for that user and for superusers: writes go by it, a name may change."""
     if username == current_user["username"]:
         return current_user["id"]
-    user = await crud_users.get(db, ["id"], username=username, is_deleted=False)
+    user = await crud_users.get(reader, ["id"], username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")
     if not current_user["is_superuser"]:
@@ -101,10 +101,9 @@ async def get_editable_user_id(username: Username, current_user: CurrentUser, db
 EditableUserId = Annotated[int, Depends(get_editable_user_id)]
 
 
-async def get_own_user_id(
-    username: Username, user_id: EditableUserId, current_user: CurrentUser, db: SessionDep
-) -> int:
+async def get_own_user_id(username: Username, current_user: CurrentUser, db: SessionDep) -> int:
     """The id of the user named in the path, for that user only, who keeps the name until the request has committed."""
+    user_id = await get_editable_user_id(username, current_user)
     if user_id != current_user["id"]:
         raise ForbiddenError
     if await crud_users.hold_name(db, username, id=user_id, is_deleted=False) is None:

@@ -48,11 +48,16 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
     documented: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         description = documented.get(status_code(error), {}).get("description")
-        documented[status_code(error)] = {
-            "model": ErrorMessage,
-            "description": f"{description}; or: {error.detail}" if description else error.detail,
-        }
+        documented[status_code(error)] = error_response(
+            f"{description}; or: {error.detail}" if description else error.detail
+        )
     return documented
+
+
+def error_response(description: str) -> dict[str, Any]:
+    """Refer to the schema of `ErrorMessage`, since FastAPI builds a validator for each `model` of each route."""
+    schema = {"$ref": f"#/components/schemas/{ErrorMessage.__name__}"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:

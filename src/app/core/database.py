@@ -376,11 +376,12 @@ def session_of(connection: HTTPConnection) -> AsyncSession | None:
     return cast(AsyncSession | None, connection.scope.get(_SESSION))
 
 
+reader = Reader()
+
+
 async def get_reader() -> Reader:
-    return _reader
+    return reader
 
-
-_reader = Reader()
 
 SessionDep = Annotated[AsyncSession, Depends(async_get_db, scope="function")]
 ReaderDep = Annotated[Reader, Depends(get_reader)]

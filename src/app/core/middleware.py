@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
 import re
+import time
 from collections.abc import Sequence
 
 from fastapi.exceptions import ValidationException
@@ -25,7 +27,7 @@ Headers = list[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+?)\.?(:[0-9]*)?")
 _ENTITY_TAG = re.compile(rb'(?:W/)?("[^"]*")')
-_ANY_HOST = {"/health", "/health/ready"}  # whoever probes comes by address
+_PROBES = {"/health", "/health/ready"}  # who asks comes by address, and whenever it is
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -36,9 +38,69 @@ _VARY = (b"vary", b"Authorization")
 _RESPONSE_HEADERS = "app.response_headers"
 
 
+def _headers(settings: Settings) -> Headers:
+    """What every answer has."""
+    headers: Headers = [*_SECURITY_HEADERS]
+    if isinstance(settings, WebSecuritySettings) and settings.ENVIRONMENT is not EnvironmentOption.LOCAL:
+        headers.append((b"strict-transport-security", b"max-age=%d" % settings.HSTS_MAX_AGE))
+    return headers
+
+
+def _own_headers(settings: Settings) -> Headers:
+    """What an answer has besides when it is made here."""
+    headers: Headers = [(b"content-type", b"application/json")]
+    return [*headers, _PRIVATE, _VARY] if isinstance(settings, ClientSideCacheSettings) else headers
+
+
+def _identity(headers: dict[bytes, bytes]) -> bytes:
+    given = headers.get(b"x-request-id", b"")
+    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+
+
 def add_response_headers(scope: Scope, headers: dict[str, str]) -> None:
     """Send these with whatever response the request gets, errors included."""
     scope[_RESPONSE_HEADERS].extend((name.lower().encode(), value.encode()) for name, value in headers.items())
+
+
+class LoadSheddingMiddleware:
+    """Answers 503 at once while `MAX_CONCURRENT_REQUESTS` are under way: one more would only make all of them later.
+
+    What it refuses costs a tenth of a small request, so that little is lost to a crowd.
+    """
+
+    LOG_SECONDS = 10.0
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.limit = settings.MAX_CONCURRENT_REQUESTS
+        self.body = json.dumps({"detail": "The service has too much to do: try again"}).encode()
+        self.headers: Headers = [*_headers(settings), *_own_headers(settings), (b"retry-after", b"1")]
+        self.headers.append((b"content-length", str(len(self.body)).encode()))
+        self._under_way = 0
+        self._refused = 0
+        self._next_log = -math.inf
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _PROBES:
+            await self.app(scope, receive, send)
+        elif self._under_way >= self.limit:
+            self._log()
+            headers = [*self.headers, (b"x-request-id", _identity(dict(scope["headers"])))]
+            await send({"type": "http.response.start", "status": 503, "headers": headers})
+            await send({"type": "http.response.body", "body": self.body})
+        else:
+            self._under_way += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self._under_way -= 1
+
+    def _log(self) -> None:
+        self._refused += 1
+        if time.monotonic() >= self._next_log:
+            logger.warning("too many requests at once", extra={"limit": self.limit, "refused": self._refused})
+            self._refused = 0
+            self._next_log = time.monotonic() + self.LOG_SECONDS
 
 
 class RequestMiddleware:
@@ -52,22 +114,17 @@ class RequestMiddleware:
         self.settings = settings
         self.max_body_bytes = settings.MAX_BODY_BYTES
         self.allowed_hosts: list[str] = []
-        self.headers: Headers = [*_SECURITY_HEADERS]
-        self.own_headers: Headers = [(b"content-type", b"application/json")]
+        self.headers = _headers(settings)
+        self.own_headers = _own_headers(settings)
         if isinstance(settings, WebSecuritySettings):
             self.allowed_hosts = settings.allowed_hosts
-            if settings.ENVIRONMENT is not EnvironmentOption.LOCAL:
-                self.headers.append((b"strict-transport-security", b"max-age=%d" % settings.HSTS_MAX_AGE))
-        if isinstance(settings, ClientSideCacheSettings):
-            self.own_headers += [_PRIVATE, _VARY]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        identity = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+        identity = _identity(headers)
         request_id.set(identity.decode())
         extra = [*self.headers, (b"x-request-id", identity)]
         method = scope["method"]
@@ -107,7 +164,7 @@ class RequestMiddleware:
             audit.write(scope, method, status, self.settings)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, dict[str, str]] | None:
-        if self.allowed_hosts and scope["path"] not in _ANY_HOST and not self._is_allowed_host(scope["headers"]):
+        if self.allowed_hosts and scope["path"] not in _PROBES and not self._is_allowed_host(scope["headers"]):
             return 400, {"detail": "The service is not called by the name in the Host header"}
         if _announced(headers) > self.max_body_bytes:
             return 413, {"detail": self.too_large}

@@ -5,9 +5,11 @@ import functools
 import gc
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.resources import files
+from operator import attrgetter
 from typing import Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -33,13 +35,15 @@ from app.core.config import (
 from app.core.database import close_engines
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.logger import setup_logging
-from app.core.middleware import ClientCacheMiddleware, RequestMiddleware
+from app.core.middleware import ClientCacheMiddleware, LoadSheddingMiddleware, RequestMiddleware
 from app.core.rate_limit import limiter
 
 logger = logging.getLogger(__name__)
 
 ExceptionHandler = Callable[[Request, Any], Awaitable[Response]]
 DOCS_ASSETS = "/docs/assets"
+GARBAGE_THRESHOLD = 20_000
+"""New objects that may be there before the collector looks for garbage among them."""
 # What a page of another origin may read of an answer, besides its body.
 EXPOSED_HEADERS = ["X-Request-ID", "ETag", "Retry-After", "RateLimit", "RateLimit-Policy"]
 
@@ -55,7 +59,10 @@ def create_application(
 
     The docs are open in the local environment, behind `docs_guard` in staging and absent in production.
     """
-    middleware = [Middleware(RequestMiddleware, settings=settings)]
+    middleware = [
+        Middleware(LoadSheddingMiddleware, settings=settings),
+        Middleware(RequestMiddleware, settings=settings),
+    ]
     if isinstance(settings, ClientSideCacheSettings):
         # Inside, where the answer to HEAD has its body still.
         middleware.append(Middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE))
@@ -82,17 +89,15 @@ def create_application(
         lifespan=lifespan(settings),
         middleware=middleware,
         exception_handlers=dict(exception_handlers),
-        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
     )
-    app.include_router(router)
+    add_routes(app, router.routes)
     if settings.ENVIRONMENT is not EnvironmentOption.PRODUCTION:
         guarded = settings.ENVIRONMENT is EnvironmentOption.STAGING
         add_docs(app, [Depends(docs_guard)] if guarded else [])
-    flatten_routes(app)
     for route in app.routes:
         if isinstance(route, APIRoute):
             cache.check_cached_route(route)
@@ -100,35 +105,41 @@ def create_application(
 
 
 class FlatRoute(APIRoute):
-    """Looks at how the path begins before it tries its pattern: most of the routes that are tried are not meant."""
+    """Looks at the outline of the path before it tries its pattern: most of the routes that are tried are not meant."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path = scope["path"]
         # Below a root path the path begins with that.
-        if not scope.get("root_path") and not scope["path"].startswith(self._beginning):
+        if not scope.get("root_path") and not (path.startswith(self._start) and path.count("/") in self._slashes):
             return Match.NONE, {}
         return super().matches(scope)
 
     @functools.cached_property
-    def _beginning(self) -> str:
+    def _start(self) -> str:
         return self.path.partition("{")[0]
 
+    @functools.cached_property
+    def _slashes(self) -> Container[int]:
+        """How many there may be: only a parameter of the type `path` holds some."""
+        number = self.path.count("/")
+        return range(number, sys.maxsize) if ":path}" in self.path else (number,)
 
-def flatten_routes(app: FastAPI) -> None:
-    """Put the routes of included routers, with all that they inherit, directly into the application.
+
+def add_routes(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Put routes, with all that they inherit from the routers that they are in, directly into the application.
 
     FastAPI looks for the route anew in each router that it enters: three routers deep, that is half of a small request.
     """
     options = inspect.signature(APIRoute).parameters.keys() - {"path", "endpoint", "form_limits", "max_body_size"}
-    flat: list[BaseRoute] = []
-    for context in iter_route_contexts(app.routes):
+    for context in iter_route_contexts(routes):
         original = context.original_route
         if isinstance(original, APIRoute):
             inherited: dict[str, Any] = {name: getattr(context, name) for name in options}
             inherited |= {"form_limits": original.form_limits, "max_body_size": original.max_body_size}
-            flat.append(FlatRoute(cast(str, context.path), original.endpoint, **inherited))
+            inherited |= {"dependency_overrides_provider": app, "generate_unique_id_function": attrgetter("name")}
+            app.router.routes.append(FlatRoute(cast(str, context.path), original.endpoint, **inherited))
         else:
-            flat.append(getattr(context, "starlette_route", None) or original)
-    app.router.routes[:] = flat
+            app.router.routes.append(getattr(context, "starlette_route", None) or original)
 
 
 def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
@@ -153,6 +164,8 @@ def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
             # What is there by now stays: looking through it again and again would hold requests up for 80 ms each time.
             gc.collect()
             gc.freeze()
+            # What a few requests under way hold is more than the default, and would be looked through over and over.
+            gc.set_threshold(GARBAGE_THRESHOLD)
             yield
 
     return run
@@ -202,5 +215,5 @@ def add_docs(app: FastAPI, dependencies: list[Any]) -> None:
             with_google_fonts=False,
         )
 
-    app.include_router(docs)
+    add_routes(app, docs.routes)
     app.mount(DOCS_ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")), name="docs_assets")

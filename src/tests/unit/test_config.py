@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "LICENSE_NAME": None,
     "MAX_BODY_BYTES": 1048576,
     "REQUEST_TIMEOUT": 30,
+    "MAX_CONCURRENT_REQUESTS": 1000,
     "FORWARDED_ALLOW_IPS": "",
     "POSTGRES_USER": "postgres",
     "POSTGRES_PASSWORD": "postgres",
@@ -272,6 +273,7 @@ class TestRefused:
             ("POSTGRES_LOCK_TIMEOUT", "0"),
             ("BCRYPT_COST", "3"),
             ("MAX_BODY_BYTES", "0"),
+            ("MAX_CONCURRENT_REQUESTS", "0"),
         ],
     )
     def test_names_the_variable_not_the_value(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

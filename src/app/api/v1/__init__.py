@@ -1,6 +1,6 @@
 from fastapi import APIRouter
 
-from app.api.exceptions import ErrorMessage, responses
+from app.api.exceptions import ErrorMessage, error_response, responses
 from app.api.v1.login import router as login_router
 from app.api.v1.password_resets import router as password_resets_router
 from app.api.v1.passwords import router as passwords_router
@@ -16,8 +16,9 @@ from app.core.exceptions import ServiceUnavailableError
 router = APIRouter(
     prefix="/v1",
     responses={
+        # The one with the model, to which the others refer.
         400: {"model": ErrorMessage, "description": "The body cannot be parsed"},
-        413: {"model": ErrorMessage, "description": "The body is too large"},
+        413: error_response("The body is too large"),
         **responses(ServiceUnavailableError),
     },
 )

@@ -1,0 +1,135 @@
+"""More requests at once than a process works on: the others are refused at once, and cost their connection nothing."""
+
+import asyncio
+import http.client
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter
+
+from app.api.health import router as health
+from scripts.servers import HOST
+from tests.fixtures import LogRecords, RunServer, open_client
+from tests.helper import wait_until
+from tests.integration.own_app import build, send
+
+REFUSED = {"detail": "The service has too much to do: try again"}
+
+
+class Place:
+    """`GET /slow` is under way until `leave` is set."""
+
+    def __init__(self) -> None:
+        self.router = APIRouter()
+        self.arrivals = asyncio.Semaphore(0)
+        self.leave = asyncio.Event()
+        self.router.get("/slow")(self.slow)
+        self.router.post("/broken")(self.broken)
+
+    async def slow(self) -> None:
+        self.arrivals.release()
+        await self.leave.wait()
+
+    async def broken(self) -> None:
+        raise RuntimeError
+
+    @asynccontextmanager
+    async def taken(self, client: httpx.AsyncClient, times: int) -> AsyncIterator[list[asyncio.Task[httpx.Response]]]:
+        tasks = [asyncio.create_task(client.get("/slow")) for _ in range(times)]
+        async with asyncio.timeout(10):
+            for _ in range(times):
+                await self.arrivals.acquire()
+        yield tasks
+        self.leave.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.leave.clear()
+
+
+@pytest.fixture
+def place() -> Place:
+    return Place()
+
+
+@pytest.fixture
+async def two_at_once(app: Any, place: Place) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(build(place.router, health, MAX_CONCURRENT_REQUESTS=2)) as client:
+        yield client
+
+
+async def test_third_is_refused_until_there_is_a_place(
+    two_at_once: httpx.AsyncClient, place: Place, logs: LogRecords
+) -> None:
+    async with place.taken(two_at_once, 2) as tasks:
+        for _ in range(3):
+            answer = await two_at_once.post("/slow", headers={"X-Request-ID": "mine"})
+            assert (answer.status_code, answer.json()) == (503, REFUSED)
+            assert answer.headers["retry-after"] == "1"
+            assert answer.headers["x-request-id"] == "mine"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cache-control"] == "private, no-store"
+    assert [(await task).status_code for task in tasks] == [200, 200]
+    async with place.taken(two_at_once, 2):
+        pass
+    (record,) = logs.named("too many requests at once")
+    assert (record.limit, record.refused) == (2, 1)  # type: ignore[attr-defined]
+
+
+async def test_probes_are_always_answered(two_at_once: httpx.AsyncClient, place: Place) -> None:
+    async with place.taken(two_at_once, 2):
+        assert (await two_at_once.get("/health")).status_code == 200
+        assert (await two_at_once.get("/health/ready")).status_code == 200
+
+
+async def test_what_fails_or_is_given_up_leaves_its_place(two_at_once: httpx.AsyncClient, place: Place) -> None:
+    for _ in range(3):
+        assert (await two_at_once.post("/broken")).status_code == 500
+        async with place.taken(two_at_once, 2) as tasks:
+            for task in tasks:
+                task.cancel()
+    async with place.taken(two_at_once, 2) as tasks:
+        pass
+    assert [(await task).status_code for task in tasks] == [200, 200]
+
+
+async def test_pages_of_other_origins_can_read_it(app: Any, place: Place) -> None:
+    page = "https://app.example.com"
+    changes = {"MAX_CONCURRENT_REQUESTS": 1, "CORS_ORIGINS": page}
+    async with open_client(build(place.router, **changes)) as client, place.taken(client, 1):
+        answer = await client.get("/slow", headers={"Origin": page})
+    assert answer.status_code == 503
+    assert answer.headers["access-control-allow-origin"] == page
+
+
+@pytest.mark.parametrize("http_implementation", ["httptools", "h11"])
+async def test_connection_of_a_refused_request_goes_on(run_server: RunServer, http_implementation: str) -> None:
+    """Also when the body of what was refused has not been read."""
+    command = ["uvicorn", "app.main:app", "--port", "{port}", "--http", http_implementation]
+    server = await run_server(command, environment={"MAX_CONCURRENT_REQUESTS": "1", "REQUEST_TIMEOUT": "60"})
+    reader, writer = await asyncio.open_connection(HOST, server.port)
+    # Takes the one place until the rest of its body comes.
+    writer.write(
+        b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{"
+    )
+
+    async def is_full() -> bool:
+        status, _, _ = await send(server.port, "GET", "/api/v1/users")
+        return status == 503
+
+    await wait_until(is_full)
+    connection = http.client.HTTPConnection(HOST, server.port, timeout=20)
+    for method, body in (("GET", None), ("POST", b"x" * 500_000), ("HEAD", None), ("POST", b"{}"), ("GET", None)):
+        connection.request(method, "/api/v1/user", body)
+        response = connection.getresponse()
+        assert response.status == 503
+        assert response.headers["retry-after"] == "1"
+        assert bool(response.read()) is (method != "HEAD")
+    writer.write(b"}")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 422 ")
+    writer.close()
+    connection.request("GET", "/api/v1/users")
+    response = connection.getresponse()
+    assert response.status == 200
+    connection.close()
