@@ -5,7 +5,7 @@ PORT ?= 8000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test soak bench check lint format types openapi lock lock-check clean
+.PHONY: help install run test soak bench growth overload check lint format types openapi lock lock-check clean
 .SUFFIXES:
 
 # `python -m` instead of the scripts in .venv/bin, whose first line breaks when the folder is moved or renamed.
@@ -42,8 +42,10 @@ test: install  ## Run the tests, on servers of their own
 soak: install  ## Put load on the service while its servers fail, for 20 minutes; SECONDS=60 for one
 	cd src && $(python) -m soak $(SECONDS)
 
-bench: install  ## Compare what a request costs with the same written by hand; ARGS="--json me" for less
-	@cd src && exec $(python) -m bench $(ARGS)
+bench: install  ## Compare what a request costs with the same written by hand; `bench overload`, ARGS="--json me"
+	@cd src && exec $(python) -m bench $(filter growth overload,$(MAKECMDGOALS)) $(ARGS)
+
+growth overload: bench
 
 check: lint types lock-check  ## Everything that CI runs
 	cd src && $(python) -m scripts.openapi --check

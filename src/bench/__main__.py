@@ -1,5 +1,7 @@
 """Compare what a request costs here with the same written by hand: `python -m bench [ENDPOINT ...]`.
 
+`python -m bench overload` shows what becomes of more requests than it can do.
+
 Ends with status 1 when a service answers anything but what is expected, or not what the others answer.
 """
 
@@ -9,10 +11,11 @@ import multiprocessing
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from bench import overload
 from bench.check import check
 from bench.endpoints import NAMES, endpoints
 from bench.load import BenchError, Load, Measure, run
@@ -24,6 +27,7 @@ from scripts.servers import ServerError
 
 ROUNDS = 5
 SECONDS = 1.5
+PARTS = {"overload": overload}
 LOADS = {"wrk": run_wrk, "own": run}
 
 
@@ -31,6 +35,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
     """Check and measure; return the result for programs and for people."""
     measures: dict[str, dict[str, list[Measure]]] = {name: defaultdict(list) for name in names}
     with running_bench() as bench:
+        bench.fill()
         # Statements are logged, which costs time, only where they are counted.
         bench.execute(("ALTER DATABASE postgres SET log_statement = 'all'",))
         with bench.services() as services:
@@ -74,19 +79,34 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").partition("\n")[0])
+def _compare(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    return compare(options.endpoints or NAMES, options.rounds, options.seconds, options.load)
+
+
+def _parse() -> tuple[argparse.Namespace, Callable[[argparse.Namespace], tuple[dict[str, Any], str]]]:
+    name = next((argument for argument in sys.argv[1:] if argument in PARTS), None)
+    doc = (PARTS[name].__doc__ if name else __doc__) or ""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=doc.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    if name:
+        parser.add_argument("part", choices=[name])
+        PARTS[name].add_arguments(parser)
+        return parser.parse_args(), PARTS[name].run
     parser.add_argument("endpoints", nargs="*", metavar="ENDPOINT", help=f"of {', '.join(NAMES)}; default: all")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="that are counted, after one to warm up")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for each service at each endpoint, each round")
     parser.add_argument("--load", choices=LOADS, default="wrk" if find_wrk() else "own", help="default: wrk if found")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     options = parser.parse_args()
     if unknown := {*options.endpoints} - {*NAMES}:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join((*NAMES, *PARTS))}")
+    return options, _compare
+
+
+def main() -> int:
+    options, run_part = _parse()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result, text = compare(options.endpoints or NAMES, options.rounds, options.seconds, options.load)
+        result, text = run_part(options)
     except (BenchError, ServerError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import cast
@@ -40,7 +40,45 @@ class Measure:
     p99_ms: float
 
 
-class _Connection(asyncio.Protocol):
+class Exchange(asyncio.Protocol):
+    """A connection on which one request is sent at a time; says when its answer is complete."""
+
+    sent = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def send(self, request: bytes) -> None:
+        self._received = b""
+        self.sent = time.perf_counter()
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if not end:
+            return
+        length = _LENGTH.search(head)
+        if length is None:
+            self.failed(unexpected(self._received))
+        elif len(body) >= int(length[1]):
+            self.answered(head, body)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.failed(BenchError(f"the connection was lost: {exc or 'closed by the server'}"))
+
+    def answered(self, head: bytes, body: bytes) -> None:
+        raise NotImplementedError
+
+    def failed(self, error: BenchError) -> None:
+        raise NotImplementedError
+
+
+def unexpected(answer: bytes) -> BenchError:
+    return BenchError(f"unexpected answer: {answer.decode(errors='replace')}")
+
+
+class _Loop(Exchange):
     """Sends its requests over and over, each as soon as the answer to the one before is complete."""
 
     def __init__(self, requests: Sequence[bytes], status: int) -> None:
@@ -49,46 +87,28 @@ class _Connection(asyncio.Protocol):
         self._idle = asyncio.get_running_loop().create_future()
         self.waits: list[float] = []
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    async def send(self, times: int, until: float = 0) -> None:
+    async def run(self, times: int, until: float = 0) -> None:
         """Send so many requests, and more until that moment."""
         self.waits.clear()
         self._times, self._until = times, until
         self._idle = asyncio.get_running_loop().create_future()
-        self._send_next()
+        self.send(next(self._requests))
         await self._idle
 
-    def _send_next(self) -> None:
-        self._answer = b""
-        self._sent = time.perf_counter()
-        self.transport.write(next(self._requests))
-
-    def data_received(self, data: bytes) -> None:
-        self._answer += data
-        head, end, body = self._answer.partition(b"\r\n\r\n")
-        if not end:
-            return
-        length = _LENGTH.search(head)
-        if length is None or not head.startswith(self._status):
-            self._fail(f"unexpected answer: {self._answer.decode(errors='replace')}")
-            return
-        if len(body) < int(length[1]):
+    def answered(self, head: bytes, body: bytes) -> None:
+        if not head.startswith(self._status):
+            self.failed(unexpected(head + b"\r\n\r\n" + body))
             return
         now = time.perf_counter()
-        self.waits.append(now - self._sent)
+        self.waits.append(now - self.sent)
         if len(self.waits) < self._times or now < self._until:
-            self._send_next()
+            self.send(next(self._requests))
         else:
             self._idle.set_result(None)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(f"the connection was lost: {exc or 'closed by the server'}")
-
-    def _fail(self, reason: str) -> None:
+    def failed(self, error: BenchError) -> None:
         if not self._idle.done():
-            self._idle.set_exception(BenchError(reason))
+            self._idle.set_exception(error)
 
 
 async def put_load(load: Load) -> Measure:
@@ -98,29 +118,34 @@ async def put_load(load: Load) -> Measure:
     """
     server, loop = psutil.Process(load.pid), asyncio.get_running_loop()
     shares = [load.requests[number::CONNECTIONS] for number in range(min(CONNECTIONS, len(load.requests)))]
-    connections: list[_Connection] = []
+    connections: list[_Loop] = []
     try:
         async with asyncio.timeout(load.seconds + GIVE_UP_SECONDS):
             for share in shares:
-                new = _Connection(share, load.status)
+                new = _Loop(share, load.status)
                 connections.append(new)
                 await loop.create_connection(lambda new=new: new, HOST, load.port)  # type: ignore[misc]
-            await asyncio.gather(*(each.send(len(share)) for each, share in zip(connections, shares, strict=True)))
+            await asyncio.gather(*(each.run(len(share)) for each, share in zip(connections, shares, strict=True)))
             began, cpu = time.perf_counter(), cpu_seconds(server)
-            await asyncio.gather(*(each.send(1, began + load.seconds) for each in connections))
+            await asyncio.gather(*(each.run(1, began + load.seconds) for each in connections))
             cpu, seconds = cpu_seconds(server) - cpu, time.perf_counter() - began
     except TimeoutError:
         raise BenchError(f"no answer within {GIVE_UP_SECONDS:.0f} s") from None
     finally:
         for each in connections:
             each.transport.abort()
-    waits = sorted(wait for each in connections for wait in each.waits)
+    waits = [wait for each in connections for wait in each.waits]
     return Measure(
         cpu_us=cpu / len(waits) * 1e6,
         per_second=len(waits) / seconds,
-        p50_ms=waits[len(waits) // 2] * 1e3,
-        p99_ms=waits[len(waits) * 99 // 100] * 1e3,
+        p50_ms=percentile_ms(waits, 50),
+        p99_ms=percentile_ms(waits, 99),
     )
+
+
+def percentile_ms(seconds: Iterable[float], percent: int) -> float:
+    ordered = sorted(seconds)
+    return ordered[len(ordered) * percent // 100] * 1e3
 
 
 def cpu_seconds(process: psutil.Process) -> float:

@@ -62,9 +62,17 @@ def table(endpoints: Mapping[str, Mapping[str, Row]], titles: Mapping[str, str])
             cells += [_cell(row["cpu_us"], 0), _cell(row["to_floor"], 2), _cell(row["to_limit"], 2)]
             cells += [_cell(row["per_second"], 0), _cell(row["p50_ms"], 1), _cell(row["p99_ms"], 1)]
             lines.append([*cells, f"{row['statements']:g}", f"{row['commands']:g}"])
+    return markdown(lines, texts=2)
+
+
+def markdown(lines: Sequence[Sequence[str]], texts: int) -> str:
+    """A table, the first line its head; `texts` columns are text, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width if number < 2 else "-" * (width - 1) + ":" for number, width in enumerate(widths)])
-    aligned = ([*map(str.ljust, line[:2], widths[:2]), *map(str.rjust, line[2:], widths[2:])] for line in lines)
+    rule = ["-" * width if number < texts else "-" * (width - 1) + ":" for number, width in enumerate(widths)]
+    aligned = (
+        [*map(str.ljust, line[:texts], widths), *map(str.rjust, line[texts:], widths[texts:])]
+        for line in (lines[0], rule, *lines[1:])
+    )
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
 
 

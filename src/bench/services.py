@@ -106,12 +106,14 @@ class Bench:
 
         asyncio.run(run())
 
-    def fill(self) -> None:
-        """Make the tables and their rows."""
+    def migrate(self) -> None:
         alembic = [sys.executable, "-m", "alembic", "upgrade", "head"]
         done = subprocess.run(alembic, cwd=SRC, env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BenchError(f"the migration failed:\n{done.stderr}")
+
+    def fill(self) -> None:
+        """Make the few rows that most requests are about."""
         policy = CryptContext(["bcrypt_sha256"], bcrypt_sha256__rounds=int(SETTINGS["BCRYPT_COST"]))
         self.execute(
             (TIER,),
@@ -123,25 +125,30 @@ class Bench:
 
     @contextmanager
     def services(self) -> Iterator[Mapping[str, Service]]:
-        """Start the services, one after the other."""
+        """Run the services, started one after the other."""
         with ExitStack() as stack:
-            yield {name: self._start(name, stack) for name in APPS}
-            for name in APPS:
-                log = self._log(name).read_text(errors="replace")
-                told = [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line]
-                if told:
-                    raise BenchError(f"{name} was not well:\n" + "\n".join(told[:10]))
+            yield {name: stack.enter_context(self.service(name)) for name in APPS}
+
+    @contextmanager
+    def service(self, name: str, *, may_warn: bool = False, **settings: str) -> Iterator[Service]:
+        """Run one of the services; raises BenchError when it has written an error or, but for `may_warn`, a warning."""
+        with ExitStack() as stack:
+            yield self._start(name, settings, stack)
+            log = self._log(name).read_text(errors="replace")
+            levels = ("ERROR",) if may_warn else ("ERROR", "WARNING")
+            if told := [line for line in log.splitlines() if any(level in line for level in levels)]:
+                raise BenchError(f"{name} was not well:\n" + "\n".join(told[:10]))
 
     def _log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
 
-    def _start(self, name: str, stack: ExitStack) -> Service:
+    def _start(self, name: str, settings: Mapping[str, str], stack: ExitStack) -> Service:
         port = free_port()
         # No access log, as under gunicorn, which is how the service runs in production.
         command = [sys.executable, "-m", "uvicorn", APPS[name], "--host", HOST, "--port", str(port), "--no-access-log"]
         began = time.perf_counter()
         with self._log(name).open("wb") as log:
-            process = Process(command, cwd=SRC, env=self.environment, output=log)
+            process = Process(command, cwd=SRC, env={**self.environment, **settings}, output=log)
         stack.callback(process.stop)
         url = f"http://{HOST}:{port}/health"
         while time.perf_counter() < began + START_SECONDS and process.returncode is None:
@@ -166,7 +173,7 @@ def sign_in(service: Service) -> list[str]:
 
 @contextmanager
 def running_bench() -> Iterator[Bench]:
-    """Start the servers, empty but for the rows; stop them and forget everything in the end."""
+    """Start the servers, with tables but no rows; stop them and forget everything in the end."""
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="bench-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -175,5 +182,5 @@ def running_bench() -> Iterator[Bench]:
         stack.enter_context(postgres)
         valkey = stack.enter_context(Valkey(directory / "valkey", settings={"appendonly": "no"}))
         bench = Bench(directory, postgres, valkey)
-        bench.fill()
+        bench.migrate()
         yield bench

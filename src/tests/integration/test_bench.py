@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from bench import load, wrk
 from bench.check import refuse_differences
 from bench.endpoints import NAMES, Request
 from bench.load import BenchError, Load, Measure
+from bench.overload import FACTORS
 from bench.report import COLUMNS, table
 from bench.services import APPS
 from scripts.servers import HOST
@@ -22,15 +24,17 @@ from scripts.servers import HOST
 SRC = Path(__file__).parents[2]
 
 
-async def test_a_short_run_has_every_endpoint() -> None:
-    options = ("--json", "--rounds", "1", "--seconds", "0.05")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench", *options), cwd=SRC, stdout=asyncio.subprocess.PIPE
-    )
+async def run_bench(*options: str) -> Any:
+    command = (sys.executable, "-m", "bench", "--json", *options)
+    process = await asyncio.create_subprocess_exec(*command, cwd=SRC, stdout=asyncio.subprocess.PIPE)
     async with asyncio.timeout(120):
         output, _ = await process.communicate()
     assert process.returncode == 0
-    result = json.loads(output)
+    return json.loads(output)
+
+
+async def test_a_short_run_has_every_endpoint() -> None:
+    result = await run_bench("--rounds", "1", "--seconds", "0.05")
     assert {*result["endpoints"]} == {*NAMES}
     for services in result["endpoints"].values():
         assert {*services} == {*APPS}
@@ -45,6 +49,16 @@ async def test_a_short_run_has_every_endpoint() -> None:
     lines = table(result["endpoints"], {name: name for name in NAMES}).splitlines()
     assert len(lines) == 2 + len(NAMES) * len(APPS)
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
+
+
+async def test_a_short_overload() -> None:
+    result = await run_bench("overload", "--rounds", "1", "--seconds", "0.5", "--connections", "100", "--limit", "10")
+    limited, unlimited = result["overload"]["10"], result["overload"]["none"]
+    assert {*limited} == {*unlimited} == {str(factor) for factor in FACTORS}
+    assert limited["3.0"]["shed_per_second"] > 0
+    for point in (*limited.values(), *unlimited.values()):
+        assert 0 < point["share_of_best"] <= 1
+        assert point["p50_ms"] <= point["p99_ms"]
 
 
 RUNS = [pytest.param(load.run, id="own"), *([pytest.param(wrk.run, id="wrk")] if wrk.find_wrk() else [])]

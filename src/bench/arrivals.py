@@ -1,0 +1,154 @@
+"""An open load: requests that arrive at a fixed rate, whether or not those before them have been answered."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import uvloop
+
+from bench.load import GIVE_UP_SECONDS, BenchError, Exchange, percentile_ms, unexpected
+from scripts.servers import HOST
+
+MAX_LAG_MS = 50.0
+_TICK_SECONDS = 0.001
+
+
+@dataclass(frozen=True)
+class Offer:
+    port: int
+    requests: Sequence[bytes]
+    per_second: float
+    seconds: float
+    connections: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was answered while requests arrived. Times are counted from the moment at which a request was to arrive."""
+
+    offered_per_second: float
+    answered_per_second: float
+    shed_per_second: float
+    unsent: int
+    """Requests that found no connection free in all this time."""
+    p50_ms: float
+    p99_ms: float
+    lag_p50_ms: float
+    """How much too late requests were offered."""
+    lag_p99_ms: float
+
+
+class _Line(Exchange):
+    due = 0.0
+
+    def __init__(self, crowd: "_Crowd") -> None:
+        self._crowd = crowd
+
+    def answered(self, head: bytes, body: bytes) -> None:
+        self._crowd.answered(self, head, body)
+
+    def failed(self, error: BenchError) -> None:
+        self._crowd.failed(error)
+
+
+class _Crowd:
+    """Requests that arrive, those that wait for a free connection first come first served."""
+
+    def __init__(self, offer: Offer) -> None:
+        self._offer = offer
+        self._requests = cycle(offer.requests)
+        self._idle: deque[_Line] = deque()
+        self._waiting: deque[float] = deque()
+        self._is_over = False
+        self._done = asyncio.get_running_loop().create_future()
+        self.lags: list[float] = []
+        self.served: list[tuple[float, float]] = []
+        """When each was answered, and after how long."""
+        self.shed: list[float] = []
+        self.lines: list[_Line] = []
+
+    async def run(self) -> Outcome:
+        loop, offer = asyncio.get_running_loop(), self._offer
+        for _ in range(offer.connections):
+            line = _Line(self)
+            await loop.create_connection(lambda line=line: line, HOST, offer.port)  # type: ignore[misc]
+            self.lines.append(line)
+            self._idle.append(line)
+        began, arrivals = time.perf_counter(), round(offer.per_second * offer.seconds)
+        end = began + offer.seconds
+        number = 0
+        while number < arrivals and not self._done.done():
+            now = time.perf_counter()
+            while number < arrivals and (due := began + number / offer.per_second) <= now:
+                self.lags.append(now - due)
+                self._waiting.append(due)
+                self._send_next()
+                number += 1
+            await asyncio.sleep(_TICK_SECONDS)
+        unsent = len(self._waiting)
+        self._waiting.clear()
+        self._is_over = True
+        self._finish_if_idle()
+        await self._done
+        if not self.served:
+            raise BenchError("no request was served")
+        return Outcome(
+            offered_per_second=arrivals / offer.seconds,
+            answered_per_second=sum(moment <= end for moment, _ in self.served) / offer.seconds,
+            shed_per_second=sum(moment <= end for moment in self.shed) / offer.seconds,
+            unsent=unsent,
+            p50_ms=percentile_ms((wait for _, wait in self.served), 50),
+            p99_ms=percentile_ms((wait for _, wait in self.served), 99),
+            lag_p50_ms=percentile_ms(self.lags, 50),
+            lag_p99_ms=percentile_ms(self.lags, 99),
+        )
+
+    def _send_next(self) -> None:
+        if self._idle and self._waiting:
+            line = self._idle.popleft()
+            line.due = self._waiting.popleft()
+            line.send(next(self._requests))
+
+    def answered(self, line: _Line, head: bytes, body: bytes) -> None:
+        now = time.perf_counter()
+        if head.startswith(b"HTTP/1.1 200 "):
+            self.served.append((now, now - line.due))
+        elif head.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after:" in head.lower():
+            self.shed.append(now)
+        else:
+            self.failed(unexpected(head + b"\r\n\r\n" + body))
+        self._idle.append(line)
+        self._send_next()
+        self._finish_if_idle()
+
+    def _finish_if_idle(self) -> None:
+        if self._is_over and len(self._idle) == len(self.lines) and not self._done.done():
+            self._done.set_result(None)
+
+    def failed(self, error: BenchError) -> None:
+        if not self._done.done():
+            self._done.set_exception(error)
+
+
+async def offer_load(offer: Offer) -> Outcome:
+    """Raises BenchError for an answer that is neither 200 nor 503 with Retry-After, and when it is too slow itself."""
+    crowd = _Crowd(offer)
+    try:
+        async with asyncio.timeout(offer.seconds + 3 * GIVE_UP_SECONDS):
+            outcome = await crowd.run()
+    except TimeoutError:
+        raise BenchError(f"no answer within {3 * GIVE_UP_SECONDS:.0f} s") from None
+    finally:
+        for line in crowd.lines:
+            line.transport.abort()
+    if outcome.lag_p50_ms > MAX_LAG_MS:
+        raise BenchError(f"{offer.per_second:.0f} requests/s could not be offered: {outcome.lag_p50_ms:.0f} ms late")
+    return outcome
+
+
+def run(offer: Offer) -> Outcome:
+    """`offer_load` for a process that does nothing else."""
+    return uvloop.run(offer_load(offer))

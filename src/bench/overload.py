@@ -1,0 +1,115 @@
+"""What becomes of one worker that is asked for more than it can do: `python -m bench overload`.
+
+The same load arrives at a service with its limit on requests under way, and at one without.
+"""
+
+import argparse
+import multiprocessing
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench import arrivals, load
+from bench.arrivals import Offer, Outcome
+from bench.endpoints import endpoints
+from bench.load import Load
+from bench.report import markdown
+from bench.services import Service, running_bench, sign_in
+
+FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0)
+WITHOUT = 1_000_000_000
+COLUMNS = (
+    "limit", "load", "arrive/s", "200/s", "of best", "503/s", "no connection free", "p50 ms", "p99 ms", "late p99 ms",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One load on one service, in one round."""
+
+    outcome: Outcome
+    best_per_second: float
+    """The most that this service did in this round."""
+
+    @property
+    def share(self) -> float:
+        return self.outcome.answered_per_second / self.best_per_second
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--endpoint", default="user", help="of those that are compared with the floor")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the one in the middle is shown")
+    parser.add_argument("--seconds", type=float, default=4, help="for each load, each round")
+    parser.add_argument("--connections", type=int, default=2000, help="on which requests arrive")
+    parser.add_argument("--limit", type=int, help="MAX_CONCURRENT_REQUESTS; default: what the service has")
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Measure; return the result for programs and for people."""
+    shown = str(options.limit or "default")
+    given = {shown: str(options.limit) if options.limit else None, "none": str(WITHOUT)}
+    points: dict[str, dict[float, list[Point]]] = {name: defaultdict(list) for name in given}
+    spawn = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        bench = stack.enter_context(running_bench())
+        bench.fill()
+        services = {
+            name: stack.enter_context(
+                bench.service("ours", may_warn=True, **({"MAX_CONCURRENT_REQUESTS": limit} if limit else {}))
+            )
+            for name, limit in given.items()
+        }
+        endpoint = endpoints(sign_in(services[shown]))[options.endpoint]
+        requests = [request.encode() for request in endpoint.requests]
+        pool = stack.enter_context(ProcessPoolExecutor(1, spawn))
+        for _ in range(options.rounds):
+            for name, service in services.items():
+                for factor, point in _round(pool, service, requests, options).items():
+                    points[name][factor].append(point)
+    found = {
+        name: {factor: sorted(rounds, key=lambda point: point.share)[len(rounds) // 2] for factor, rounds in by.items()}
+        for name, by in points.items()
+    }
+    shares = {
+        name: {factor: [point.share for point in rounds] for factor, rounds in by.items()}
+        for name, by in points.items()
+    }
+    result = {
+        name: {
+            factor: {**asdict(point.outcome), "share_of_best": point.share, "shares_of_best": shares[name][factor]}
+            for factor, point in by.items()
+        }
+        for name, by in found.items()
+    }
+    return {"overload": result}, table(found)
+
+
+def _round(
+    pool: ProcessPoolExecutor, service: Service, requests: Sequence[bytes], options: argparse.Namespace
+) -> Mapping[float, Point]:
+    """Find out how much the service can do, then offer it shares and multiples of that."""
+    # On no more connections than the limit lets through.
+    most = Load(service.port, service.process.pid, requests[: options.limit], 200, options.seconds)
+    saturated = pool.submit(load.run, most).result().per_second
+    outcomes = {}
+    for factor in FACTORS:
+        offer = Offer(service.port, requests, factor * saturated, options.seconds, options.connections)
+        outcomes[factor] = pool.submit(arrivals.run, offer).result()
+    best = max(saturated, *(outcome.answered_per_second for outcome in outcomes.values()))
+    return {factor: Point(outcome, best) for factor, outcome in outcomes.items()}
+
+
+def table(found: Mapping[str, Mapping[float, Point]]) -> str:
+    lines = [list(COLUMNS)]
+    for name, points in found.items():
+        for factor, point in points.items():
+            outcome = point.outcome
+            rates = (outcome.offered_per_second, outcome.answered_per_second, outcome.shed_per_second)
+            offered, answered, shed = (f"{rate:.0f}" for rate in rates)
+            waits = (outcome.p50_ms, outcome.p99_ms, outcome.lag_p99_ms)
+            cells = [name, f"{factor:g}", offered, answered, f"{point.share:.0%}", shed, str(outcome.unsent)]
+            lines.append([*cells, *(f"{wait:.0f}" for wait in waits)])
+    return markdown(lines, texts=1)
