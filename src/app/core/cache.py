@@ -11,13 +11,15 @@ A pattern looks keys up in the indexes, so that an invalidation does not depend 
 
 import asyncio
 import functools
+import hashlib
 import inspect
+import itertools
 import logging
 import os
 import re
 import string
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec, cast, get_type_hints
 
 from fastapi import Request, Response
@@ -27,7 +29,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, serialize_response
 from fastapi.security.base import SecurityBase
 
-from app.core.config import RedisCacheSettings
+from app.core.config import RedisCacheSettings, settings
 from app.core.database import on_commit, session_of
 from app.core.exceptions import CacheIdentificationInferenceError, InvalidRequestError, RedisUnavailableError
 from app.core.redis import RedisServer
@@ -40,24 +42,32 @@ LEASE_SECONDS = 2
 MAX_ANSWER_BYTES = 256 * 1024
 """Larger answers are not stored: a few readers of long pages could fill the server."""
 _LEASE = b"\x00"  # JSON never begins with it
+_SEAL_BYTES = 16
 _INDEX = "@cache:index:"
 _INDEXES = "@cache:indexes"
 _NOT_STORED = "app.cache.not_stored"
 _GLOB = re.compile(r"([*?\[\]\\])")
 _LITERAL_START = re.compile(r"(?:[^*?\[\\]|\\.)*", re.DOTALL)
 
-# KEYS: key, its index, the list of indexes. ARGV: lease, its milliseconds, seconds to stay listed.
-# Answers the stored bytes or somebody's lease; nil when the caller's lease has been taken. A server that is full may
-# have dropped an index, or the list of them: what a pattern may have failed to find since then is not served.
+# KEYS: key, its index, the list of indexes. ARGV: lease, its milliseconds, seconds to stay listed, what to replace.
+# Answers what is stored or somebody's lease; nil when the caller's lease has been taken. A server that is full may have
+# dropped an index, or the list of them: what a pattern may have failed to find since then is not served. Nor is what
+# others have put under the key, be it of another type or like a lease that does not end.
 _FETCH = """
-if not redis.call('ZSCORE', KEYS[3], KEYS[2]) then
+local function is_listed(i) return type(redis.pcall('ZSCORE', KEYS[i], KEYS[i - 1])) == 'string' end
+if not is_listed(3) then
   redis.call('UNLINK', KEYS[2])
-elseif redis.call('ZSCORE', KEYS[2], KEYS[1]) then
-  local value = redis.call('GET', KEYS[1])
-  if value then return value end
+elseif is_listed(2) then
+  local value = redis.pcall('GET', KEYS[1])
+  if type(value) == 'string' and value ~= ARGV[4] then
+    if string.byte(value) ~= 0 then return value end
+    local left = redis.call('PTTL', KEYS[1])
+    if left >= 0 and left <= tonumber(ARGV[2]) then return value end
+  end
 end
 local now = tonumber(redis.call('TIME')[1])
 for i = 2, 3 do
+  if redis.call('TYPE', KEYS[i]).ok ~= 'zset' then redis.call('UNLINK', KEYS[i]) end
   redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now)
   redis.call('ZADD', KEYS[i], 'GT', now + ARGV[3], KEYS[i - 1])
   if redis.call('TTL', KEYS[i]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[i], ARGV[3]) end
@@ -65,16 +75,43 @@ end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return false
 """
-# KEYS: key, its index, the list of indexes. ARGV: lease, answer, seconds to keep it. An empty answer gives the lease
-# back, and nothing is left: names that do not exist could fill the server with indexes.
-_STORE = """
-local value = redis.call('GET', KEYS[1])
-if value == ARGV[1] and ARGV[2] ~= '' then return redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) end
-if value and value ~= ARGV[1] then return end
-redis.call('UNLINK', KEYS[1])
-redis.call('ZREM', KEYS[2], KEYS[1])
-if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('ZREM', KEYS[3], KEYS[2]) end
+# Two scripts end with this: what is not there is not listed, nor is an index without keys. Names that do not exist
+# could fill the server with indexes.
+_UNLIST = """
+local function unlist(index, keys)
+  redis.call('UNLINK', unpack(keys))
+  redis.pcall('ZREM', index, unpack(keys))
+  if redis.call('EXISTS', index) == 0 then redis.pcall('ZREM', KEYS[1], index) end
+end
 """
+# KEYS: the list of indexes, key, its index. ARGV: lease, what to store, seconds to keep it. Nothing to store gives the
+# lease back.
+_STORE = f"""{_UNLIST}
+local value = redis.pcall('GET', KEYS[2])
+if value == ARGV[1] and ARGV[2] ~= '' then
+  redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
+elseif not value or value == ARGV[1] then
+  unlist(KEYS[3], {{KEYS[2]}})
+end
+"""
+# KEYS: the list of indexes, then the index of each thing to remove. ARGV: for each a key and '', or a pattern and where
+# in the index to look on, at first '0'. Answers where to look on next, '0' when all has been looked at.
+_REMOVE = f"""{_UNLIST}
+local next = {{}}
+for i = 2, #KEYS do
+  local index, found, cursor = KEYS[i], {{ARGV[2 * i - 3]}}, ARGV[2 * i - 2]
+  if cursor ~= '' then
+    local page = redis.pcall('ZSCAN', index, cursor, 'MATCH', found[1], 'COUNT', 1000)
+    cursor, found = page[1] or '0', {{}}
+    for j = 1, #(page[2] or found), 2 do found[#found + 1] = page[2][j] end
+  end
+  if #found > 0 then unlist(index, found) end
+  next[i - 1] = cursor
+end
+return next
+"""
+_AT_ONCE = 100
+"""So many keys and patterns go with one call of the script: the server does nothing else meanwhile."""
 
 
 class CacheStore:
@@ -89,6 +126,8 @@ class CacheStore:
         self._clearing: asyncio.Task[None] | None = None
         # Time for every worker to clear, after an outage, what it could not remove: an attempt may just have begun.
         self._distrust_seconds = 0.0
+        self._process = b""
+        self._numbers = itertools.count()
 
     @property
     def is_open(self) -> bool:
@@ -108,6 +147,7 @@ class CacheStore:
         self._reads.open(*address, settings.REDIS_CACHE_TIMEOUT)
         self._removals.open(*address, settings.REDIS_CACHE_REMOVAL_TIMEOUT)
         self._distrust_seconds = settings.REDIS_CACHE_REMOVAL_TIMEOUT + 1.0
+        self._process = os.urandom(12)  # here, not at import: a process may be a copy of one that has imported this
         # The process before this one may have been killed over a removal, or have ended while the server was away.
         self._must_clear = True
         self._clearing = asyncio.create_task(self._clear())
@@ -117,6 +157,10 @@ class CacheStore:
             self._clearing.cancel()
         await self._reads.close()
         await self._removals.close()
+
+    def new_lease(self) -> bytes:
+        """A value that nobody else, in whichever process, puts under a key."""
+        return b"%b%b%x" % (_LEASE, self._process, next(self._numbers))
 
     async def fetch(self, key: str, lease: bytes, expiration: int) -> bytes | None:
         """Return the stored answer, or None and the right to store one under `lease`.
@@ -132,18 +176,25 @@ class CacheStore:
             async with self._reads.guard():
                 value = cast(bytes | None, await fetch(keys, args))
             self._refuse_distrusted()
-            if value is None or not value.startswith(_LEASE):
-                return value
+            if value is None:
+                return None
+            answer = value[:-_SEAL_BYTES]
+            if value[-_SEAL_BYTES:] == seal(key, answer):
+                return answer
             if time.monotonic() > deadline:
                 raise RedisUnavailableError("The answer that another request is preparing did not come")
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.05)
+            if value.startswith(_LEASE):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 0.05)
+            else:  # cut, of another key, or not ours at all
+                args[3:] = [value]
 
     async def store(self, key: str, lease: bytes, answer: bytes, expiration: int) -> None:
         """Keep the answer unless its lease was removed meanwhile; an empty answer gives the lease back."""
+        value = answer + seal(key, answer) if answer else b""
         try:
             async with self._reads.guard():
-                await self._reads.script(_STORE)([key, _index(key), _INDEXES], [lease, answer, expiration])
+                await self._reads.script(_STORE)([_INDEXES, key, _index(key)], [lease, value, expiration])
         except RedisUnavailableError:
             pass  # the lease ends by itself
 
@@ -155,11 +206,7 @@ class CacheStore:
         try:
             if self._clearing is None:
                 async with self._removals.guard():
-                    found = {key.encode() for key in keys}
-                    for pattern in patterns:
-                        found.update([key async for key in self._matching(pattern)])
-                    if found:
-                        await self._removals.client.unlink(*found)
+                    await self._remove(keys, patterns)
                 removed = True
         except RedisUnavailableError:
             pass
@@ -185,21 +232,44 @@ class CacheStore:
         finally:
             self._clearing = None
 
-    async def _matching(self, pattern: str) -> AsyncIterator[bytes]:
-        client = self._removals.client
+    async def _remove(self, keys: Iterable[str], patterns: Iterable[str]) -> None:
+        left = [(_index(key), key, b"") for key in keys]
+        for pattern in patterns:
+            left += [(index, pattern, b"0") for index in await self._indexes_of(pattern)]
+        remove = self._removals.script(_REMOVE)
+        while left:
+            now, left = left[:_AT_ONCE], left[_AT_ONCE:]
+            indexes = [index for index, _, _ in now]
+            cursors = await remove([_INDEXES, *indexes], [word for _, name, cursor in now for word in (name, cursor)])
+            left += [
+                (index, name, cursor)
+                for (index, name, _), cursor in zip(now, cursors, strict=True)
+                if cursor not in (b"", b"0")
+            ]
+
+    async def _indexes_of(self, pattern: str) -> list[str]:
+        """The indexes that may list what the pattern matches: one, if it says which, or all."""
         start = _LITERAL_START.match(pattern)
         literal = re.sub(r"\\(.)", r"\1", start[0] if start else "")
         if ":" in literal:
-            indexes = [_index(literal)]
-        else:
-            indexes = [name.decode() for name in await client.zrange(_INDEXES, 0, -1)]
-        for index in indexes:
-            async for key, _ in client.zscan_iter(index, match=pattern, count=1000):
-                yield key
+            return [_index(literal)]
+        return [name.decode() for name in await self._removals.client.zrange(_INDEXES, 0, -1)]
 
 
 def _index(key: str) -> str:
     return _INDEX + key.partition(":")[0]
+
+
+def seal(key: str, answer: bytes) -> bytes:
+    """What follows the answer that is stored under this key, and says that this process or one like it stored it."""
+    name = key.encode()
+    message = b"%d:%b%b" % (len(name), name, answer)
+    return hashlib.blake2b(message, key=_seal_key(), digest_size=_SEAL_BYTES).digest()
+
+
+@functools.cache
+def _seal_key() -> bytes:
+    return hashlib.blake2b(settings.secret_key.encode(), person=b"cached answers").digest()
 
 
 store = CacheStore()
@@ -236,7 +306,7 @@ class _Options:
         return [template.format_map(arguments) for template in (self._key, *self._extra_keys)]
 
     def patterns(self, arguments: Mapping[str, Any]) -> list[str]:
-        escaped = {name: _GLOB.sub(r"\\\1", str(arguments[name])) for name in self._pattern_names}
+        escaped = {name: _escape(str(arguments[name])) for name in self._pattern_names}
         return [template.format_map(escaped) for template in self._extra_patterns]
 
     @functools.cache  # noqa: B019  (one object for each decorated endpoint, alive as long as the process)
@@ -280,6 +350,10 @@ class _Options:
                 raise InvalidRequestError(f"{self.endpoint.__name__}: {{{name}}} in {template!r} is no parameter")
             names.append(name)
         return names
+
+
+def _escape(value: str) -> str:
+    return value if value.isalnum() else _GLOB.sub(r"\\\1", value)
 
 
 def _looks_at_caller(dependant: Dependant) -> bool:
@@ -353,7 +427,7 @@ def check_cached_route(route: APIRoute) -> None:
 
 
 async def _serve(key: str, expiration: int, request: Request, endpoint: Callable[[], Awaitable[Any]]) -> Any:
-    lease = _LEASE + os.urandom(16)
+    lease = store.new_lease()
     try:
         body = await store.fetch(key, lease, expiration)
     except RedisUnavailableError:

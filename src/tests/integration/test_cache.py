@@ -1,7 +1,9 @@
 """What `@cache` does with each of its options."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -10,6 +12,7 @@ import pytest
 from fastapi import APIRouter, Cookie, Depends, Header, Request, Response
 from fastapi.security import APIKeyQuery
 from pydantic import BaseModel
+from redis.asyncio import Redis
 
 from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user
 from app.core import cache as cache_module
@@ -22,9 +25,10 @@ from app.core.exceptions import (
     RedisUnavailableError,
 )
 from app.models.user import User
-from tests.fixtures import HeadersFor, RedisRoles, open_client
+from scripts.servers import HOST, Valkey
+from tests.fixtures import HeadersFor, LogRecords, RedisRoles, open_client
 from tests.helper import wait_until
-from tests.integration.own_app import build
+from tests.integration.own_app import build, sealed
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -84,7 +88,7 @@ class TestGet:
         response = await get(router, "/sample/7")
         assert response.json() == {"id": 7, "text": "grün", "run": 1}
         assert await keys_of(redis) == {"sample_data:7"}
-        assert await redis.cache.get("sample_data:7") == response.content
+        assert await redis.cache.get("sample_data:7") == sealed("sample_data:7", response.content)
         assert 90 < await redis.cache.ttl("sample_data:7") <= 100
 
     async def test_kept_for_an_hour_unless_told(self, redis: RedisRoles, runs: Runs) -> None:
@@ -138,7 +142,7 @@ class TestGet:
 
         async with open_client(build(router)) as client:
             missed, hit = await client.get("/sample/7"), await client.get("/sample/7")
-            await redis.cache.set("sample_data:7", b'{"stored": 1}')
+            await redis.cache.set("sample_data:7", sealed("sample_data:7", b'{"stored": 1}'), ex=60)
             changed = await client.get("/sample/7")
         assert runs.count == 1
         assert missed.content == hit.content
@@ -275,6 +279,79 @@ class TestNothingIsLeftOf:
         await redis.cache.delete("shelf:1")
         await own_store.store("shelf:1", b"\x00second", b"3", 60)
         assert await redis.cache.keys() == []
+
+
+STORED = sealed("sample_data:7", b'{"run":0}')
+OTHER_BYTES = {
+    "none": b"",
+    "no seal": b'{"run":0}',
+    "only a seal": STORED[-16:],
+    "end cut off": STORED[:-1],
+    "beginning cut off": STORED[1:],
+    "longer": STORED + b" ",
+    "another number": STORED.replace(b"0", b"3", 1),
+    "of another key": sealed("sample_data:8", b'{"run":0}'),
+    "of a service with another SECRET_KEY": b'{"run":0}' + bytes(16),
+    "like a lease": b"\x00",
+    "like a lease, and sealed": sealed("sample_data:7", b"\x00"),
+}
+
+
+class TestForeignValues:
+    """What is under a key and was not stored there is a miss, and replaced."""
+
+    @pytest.fixture
+    async def own(self, runs: Runs) -> AsyncIterator[httpx.AsyncClient]:
+        router = APIRouter()
+
+        @router.get("/sample/{my_id}")
+        @cache("sample_data", resource_id_name="my_id")
+        async def sample(request: Request, my_id: int) -> dict[str, Any]:
+            return runs.answer()
+
+        async with open_client(build(router)) as client:
+            assert (await client.get("/sample/7")).json() == {"run": 1}
+            yield client
+
+    async def run(self, redis: RedisRoles, command: str) -> None:
+        await redis.cache.register_script("return redis.call(unpack(ARGV))")(args=command.split())
+
+    async def check(self, own: httpx.AsyncClient, logs: LogRecords) -> None:
+        assert [(await own.get("/sample/7")).json() for _ in range(2)] == [{"run": 2}] * 2
+        assert logs.records == []
+
+    @pytest.mark.parametrize("which", OTHER_BYTES)
+    async def test_other_bytes(self, own: httpx.AsyncClient, redis: RedisRoles, logs: LogRecords, which: str) -> None:
+        await redis.cache.set("sample_data:7", OTHER_BYTES[which])
+        await self.check(own, logs)
+        assert await redis.cache.ttl("sample_data:7") > 0
+
+    async def test_what_was_stored_is_a_hit(self, own: httpx.AsyncClient, redis: RedisRoles, runs: Runs) -> None:
+        await redis.cache.set("sample_data:7", STORED)
+        assert (await own.get("/sample/7")).json() == {"run": 0}
+
+    @pytest.mark.parametrize("key", ["sample_data:7", "@cache:index:sample_data", "@cache:indexes"])
+    @pytest.mark.parametrize("command", ["HSET {} field value", "RPUSH {} 1", "SADD {} 1", "XADD {} * field value"])
+    async def test_other_types(
+        self, own: httpx.AsyncClient, redis: RedisRoles, logs: LogRecords, key: str, command: str
+    ) -> None:
+        await redis.cache.delete(key)
+        await self.run(redis, command.format(key))
+        await self.check(own, logs)
+
+    @pytest.mark.parametrize("key", ["sample_data:7", "@cache:index:sample_data", "@cache:indexes"])
+    async def test_removal_meets_another_type(
+        self, own: httpx.AsyncClient, own_store: CacheStore, redis: RedisRoles, logs: LogRecords, key: str
+    ) -> None:
+        await redis.cache.delete(key)
+        await self.run(redis, f"RPUSH {key} 1")
+        await own_store.remove(["sample_data:7"], ["sample_data:*"])
+        await self.check(own, logs)
+
+    async def test_many_readers_replace_it_once(self, own: httpx.AsyncClient, redis: RedisRoles, runs: Runs) -> None:
+        await redis.cache.set("sample_data:7", b"damaged")
+        answers = await asyncio.gather(*(own.get("/sample/7") for _ in range(50)))
+        assert [answer.json() for answer in answers] == [{"run": 2}] * 50
 
 
 class TestInference:
@@ -534,6 +611,73 @@ class TestInvalidation:
             assert (await client.get("/ann/list/2")).json() == {"run": 2}
             assert (await client.get("/ann/list/1")).json() == {"run": 3}
             assert (await client.get("/ann/list/1")).json() == {"run": 3}
+
+
+class TestManyKeys:
+    """What an invalidation costs does not depend on how much else there is: the server of this test is its own."""
+
+    FILL = """
+    for i = 1, 20000 do
+      local index = '@cache:index:user' .. i .. '_posts'
+      local key = 'user' .. i .. '_posts:page_1:items_per_page:10:user' .. i
+      redis.call('SET', key, 'answer', 'EX', 60)
+      redis.call('ZADD', index, 9999999999, key)
+      redis.call('ZADD', '@cache:indexes', 9999999999, index)
+      redis.call('SET', 'session:' .. i, 'somebody else\\'s')
+    end
+    """
+
+    @pytest.fixture
+    async def server(self, tmp_path: Path) -> AsyncIterator[Redis]:
+        with Valkey(tmp_path) as valkey:
+            async with Redis(host=HOST, port=valkey.port) as client:
+                await client.register_script(self.FILL)()
+                yield client
+
+    @pytest.fixture
+    async def store(self, server: Redis) -> AsyncIterator[CacheStore]:
+        port = server.connection_pool.connection_kwargs["port"]
+        store = CacheStore()
+        indexes = await server.zrange("@cache:indexes", 0, -1, withscores=True)
+        store.open(settings.model_copy(update={"REDIS_CACHE_PORT": port, "REDIS_CACHE_DB": 0}))
+        await wait_until(lambda: _is_usable(store))
+        await server.zadd("@cache:indexes", dict(indexes))  # which whoever starts clears
+        yield store
+        await store.close()
+
+    async def fill(self, store: CacheStore, name: str, pages: int) -> list[str]:
+        keys = [f"{name}_posts:page_{page}:items_per_page:10:{name}" for page in range(pages)]
+        for key in keys:
+            assert await store.fetch(key, b"\x00lease", 60) is None
+            await store.store(key, b"\x00lease", b"1", 60)
+        return keys
+
+    async def calls(self, server: Redis) -> dict[str, int]:
+        statistics = await server.info("commandstats")
+        return {name.removeprefix("cmdstat_"): values["calls"] for name, values in statistics.items()}
+
+    @pytest.mark.parametrize("pages", [1, 100, 3000])
+    async def test_one_user_s_lists(self, server: Redis, store: CacheStore, pages: int) -> None:
+        keys = await self.fill(store, "ann", pages)
+        before = await server.dbsize()
+        await server.config_resetstat()
+        await store.remove(["ann_post_cache:1"], ["ann_posts:*"])
+        calls = await self.calls(server)
+        assert calls.keys() & {"scan", "keys", "zrange", "zrangebyscore"} == set()
+        assert calls["evalsha"] + calls.get("eval", 0) <= 2 + pages // 500
+        assert sum(calls.values()) <= 20 + pages // 100
+        assert await server.exists(*keys, "@cache:index:ann_posts") == 0
+        assert await server.dbsize() == before - pages - 1
+        assert await server.zscore("@cache:indexes", "@cache:index:ann_posts") is None
+
+    async def test_a_pattern_that_names_no_index(self, server: Redis, store: CacheStore) -> None:
+        keys = await self.fill(store, "ann", 30)
+        before = await server.dbsize()
+        await server.config_resetstat()
+        await store.remove([], ["a*posts:page_*"])
+        assert (await self.calls(server)).keys() & {"scan", "keys"} == set()
+        assert await server.exists(*keys) == 0
+        assert await server.dbsize() == before - 31
 
 
 class TestWithoutTheCacheGroup:

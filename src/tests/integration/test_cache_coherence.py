@@ -23,7 +23,7 @@ from app.models.user import User
 from tests.environment import SRC, connect
 from tests.factories import make_post, make_user
 from tests.fixtures import Fetch, HeadersFor, RedisRoles, RunServer, open_client
-from tests.integration.own_app import MODULE, build, count_statuses, send
+from tests.integration.own_app import MODULE, build, count_statuses, sealed, send
 
 API = "/api/v1"
 Hook = Callable[[], Awaitable[None]]
@@ -152,7 +152,7 @@ class TestInterleavings:
             assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
             gate.open()
             assert (await slow).json() == {"title": "old"}
-        assert await redis.cache.get(f"title:{post.id}") == b'{"title":"new"}'
+        assert await redis.cache.get(f"title:{post.id}") == sealed(f"title:{post.id}", b'{"title":"new"}')
 
     async def test_stored_between_the_change_and_its_commit(
         self, own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post, way: str
@@ -161,7 +161,7 @@ class TestInterleavings:
         async with running(own.patch(f"/posts/{post.id}{way}?title=new")) as (write,):
             await gate.arrived.wait()
             assert (await own.get(f"/posts/{post.id}")).json() == {"title": "old"}
-            assert await redis.cache.get(f"title:{post.id}") == b'{"title":"old"}'
+            assert await redis.cache.get(f"title:{post.id}") == sealed(f"title:{post.id}", b'{"title":"old"}')
             gate.open()
             assert (await write).status_code == 200
         assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
@@ -190,7 +190,7 @@ class TestInterleavings:
         hooks.before_commit = fail
         await own.get(f"/posts/{post.id}")
         assert (await own.patch(f"/posts/{post.id}{way}?title=new")).status_code == 500
-        assert await redis.cache.get(f"title:{post.id}") == b'{"title":"old"}'
+        assert await redis.cache.get(f"title:{post.id}") == sealed(f"title:{post.id}", b'{"title":"old"}')
         assert (await own.get(f"/posts/{post.id}")).json() == {"title": "old"}
 
 
@@ -219,7 +219,7 @@ async def test_removal_follows_the_commit_wherever_the_session_is(
     hooks.after_commit = look
     await own.get(f"/posts/{post.id}")
     assert (await own.patch(f"/posts/{post.id}/by_service?title=new")).status_code == 200
-    assert stored == [b'{"title":"old"}']
+    assert stored == [sealed(f"title:{post.id}", b'{"title":"old"}')]
     assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
 
 

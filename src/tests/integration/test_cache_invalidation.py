@@ -9,6 +9,7 @@ from app.models.post import Post
 from app.models.user import User
 from tests.factories import make_post, make_user
 from tests.fixtures import HeadersFor, RedisRoles
+from tests.integration.own_app import sealed
 
 API = "/api/v1"
 
@@ -81,7 +82,7 @@ def others_list(blog: Blog) -> str:
 
 async def test_unchanged_answers_come_from_the_cache(blog: Blog) -> None:
     for key in blog.stored:
-        await blog.redis.cache.set(key, b'"stored"', ex=60)
+        await blog.redis.cache.set(key, sealed(key, b'"stored"'), ex=60)
     assert [response.json() for response in await blog.read_all(blog.name)] == ["stored"] * 4
 
 

@@ -26,7 +26,7 @@ from scripts.servers import HOST, Postgres, Server, Valkey, free_port
 from tests.factories import PASSWORD, make_post
 from tests.fixtures import HeadersFor, RunningServer, RunServer
 from tests.helper import wait_until
-from tests.integration.own_app import send
+from tests.integration.own_app import sealed, send
 
 API = "/api/v1"
 TASK = f"{API}/tasks/task"
@@ -137,7 +137,7 @@ class Blog:
         try:
             key = (await client.keys("*_post_cache:*"))[0]
             stored = await client.get(key)
-            await client.set(key, b'{"text": "from the cache"}', ex=60)
+            await client.set(key, sealed(key.decode(), b'{"text": "from the cache"}'), ex=60)
             served = await self.read(server) == "from the cache"
             await client.set(key, stored or b"", ex=60)
         except (IndexError, OSError):
