@@ -101,6 +101,7 @@ def _create_engine(server: str, server_settings: Mapping[str, str], **options: A
             "prepared_statement_cache_size": settings.POSTGRES_STATEMENT_CACHE_SIZE,
             "server_settings": {
                 "timezone": "UTC",
+                "jit": "off",  # compiling takes longer than any statement here
                 **{name: str(int(seconds * 1000)) for name, seconds in milliseconds.items()},
                 **server_settings,
             },

@@ -18,8 +18,10 @@ from app.crud.helper import (
     columns_of,
     columns_to_select,
     conditions,
+    key_names,
     primary_key,
     select_count,
+    select_distant_page,
     select_exists,
     select_one,
     select_page,
@@ -50,25 +52,42 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         return dict(zip(columns, rows[0], strict=True)) if rows else None
 
     async def get_multi(
-        self, db: Database, offset: int = 0, limit: int = 100, schema_to_select: Schema | None = None, **filters: Any
+        self,
+        db: Database,
+        offset: int = 0,
+        limit: int = 100,
+        schema_to_select: Schema | None = None,
+        *,
+        after: Any = None,
+        **filters: Any,
     ) -> dict[str, Any]:
-        """Return `data`, at most `limit` rows in the order of the primary key after `offset` others, and
-        `total_count` of all that match, with `has_more`, `page` and `items_per_page`.
+        """Return `data`, at most `limit` rows in the order of the primary key, and `total_count` of all that match,
+        with `has_more`, `page` and `items_per_page`. They are those after `offset` others or, at the same cost wherever
+        that is, those whose key follows `after`; these have no `page`.
         """
         if offset < 0 or limit < 1:
             raise ValueError(f"offset must be 0 or more and limit 1 or more, not {offset} and {limit}")
         columns = columns_to_select(self.model, schema_to_select)
         shape, parameters = shape_of(self.model, filters)
-        page = {**parameters, "limit": limit, "offset": offset}
-        rows = await fetch_all(db, select_page(self.model, columns, shape), page)
-        total = rows[0][-1] if rows else 0
-        if not rows and offset:
-            total = await self.count(db, **filters)
+        if after is not None:
+            if offset or len(primary_key(self.model)) > 1:
+                raise ValueError("`after` goes with a primary key of one column, and not with an offset")
+            statement = select_page(self.model, columns, shape, after=True)
+            parameters |= {"after": after, "limit": limit + 1}  # one more tells whether there are more
+        elif offset:
+            statement = select_distant_page(self.model, columns, shape)
+            parameters |= {"limit": limit, "offset": offset}
+        else:
+            statement = select_page(self.model, columns, shape)
+            parameters |= {"limit": limit}
+        rows = await fetch_all(db, statement, parameters)
+        *_, found, total = rows[0]
+        data = [dict(zip(columns, row, strict=False)) for row in rows[:limit]] if found else []
         return {
-            "data": [dict(zip(columns, row, strict=False)) for row in rows],
+            "data": data,
             "total_count": total,
-            "has_more": offset + len(rows) < total,
-            "page": offset // limit + 1,
+            "has_more": len(rows) > limit if after is not None else offset + len(data) < total,
+            "page": None if after is not None else offset // limit + 1,
             "items_per_page": limit,
         }
 
@@ -142,7 +161,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         shape, parameters = shape_of(self.model, filters)
         if any(isinstance(row, self.model) for row in db.identity_map.values()):
             # The ORM keeps in step what the session has loaded.
-            changed = values or {name: columns_of(self.model)[name] for name in self._key_names()}
+            changed = values or {name: columns_of(self.model)[name] for name in key_names(self.model)}
             statement = update(self.model).where(*conditions(self.model, shape)).values(changed)
             chosen = [columns_of(self.model)[name] for name in returned]
             return statement.returning(*chosen) if chosen else statement, parameters
@@ -170,7 +189,4 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         return values
 
     def _identity(self, row: ModelT | Mapping[str, Any]) -> dict[str, Any]:
-        return {name: row[name] if isinstance(row, Mapping) else getattr(row, name) for name in self._key_names()}
-
-    def _key_names(self) -> list[str]:
-        return [name for name, column in columns_of(self.model).items() if column in set(primary_key(self.model))]
+        return {name: row[name] if isinstance(row, Mapping) else getattr(row, name) for name in key_names(self.model)}

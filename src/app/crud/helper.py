@@ -2,19 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
+from typing import cast as typed
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Select, Table, Update, bindparam, exists, func, select
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    Subquery,
+    Table,
+    Update,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    union_all,
+)
 from sqlalchemy import inspect as inspect_mapper
 
 from app.core.database import BUILT_ONCE, Base
 from app.core.exceptions import UnknownFilterError
+from app.models.row_count import Counted, RowCount
 
 # What a filter compares with: a fixed value (None, True or False are written into the statement) or a parameter.
 _PARAMETER = "parameter"
 Shape = tuple[tuple[str, str | bool | None], ...]
 Columns = tuple[str, ...]
+_ZERO, _ONE = literal_column("0", BigInteger), literal_column("1", BigInteger)
 
 
 @lru_cache
@@ -74,10 +96,17 @@ def primary_key(model: type[Base]) -> Sequence[ColumnElement[Any]]:
     return inspect_mapper(model).primary_key
 
 
+@lru_cache
+def key_names(model: type[Base]) -> Columns:
+    """The attributes of the primary key, in its order."""
+    names = {column: name for name, column in columns_of(model).items()}
+    return tuple(names[column] for column in primary_key(model))
+
+
 @lru_cache(maxsize=1024)
 def update_rows(model: type[Base], names: Columns, shape: Shape, returned: Columns = ()) -> Update:
     """Set columns to the parameters of their names; on the table: the ORM would work it out anew each time."""
-    table = cast(Table, model.__table__)
+    table = typed(Table, model.__table__)
     known = columns_of(model)
     values: dict[Any, Any] = {known[name]: bindparam(f"set_{name}", type_=known[name].type) for name in names}
     # SQL has no UPDATE that sets nothing, but a PATCH may name nothing: the key stays as it is.
@@ -94,23 +123,88 @@ def select_one(model: type[Base], columns: Columns, shape: Shape) -> Select[Any]
 
 
 @lru_cache(maxsize=1024)
-def select_page(model: type[Base], columns: Columns, shape: Shape) -> Select[Any]:
-    """One page and, as the last column of each row, how many rows match in all."""
-    chosen = [columns_of(model)[name] for name in columns]
+def select_page(model: type[Base], columns: Columns, shape: Shape, *, after: bool = False) -> Select[Any]:
+    """The first `limit` rows, or those that follow the key `after`; for the form of the rows see `_with_total`."""
+    key, total = primary_key(model), _total(model, shape)
+    keys = select(*key).where(*conditions(model, shape)).order_by(*key)
+    if after:
+        keys = keys.where(key[0] > bindparam("after", type_=key[0].type))
+    # A subquery even here: the planner cannot look into it, so that one plan serves for good. One made for each
+    # request, as it would be for a limit that it knows, costs more than the page.
+    limit = select(bindparam("limit", type_=BigInteger)).scalar_subquery()
+    return _with_total(model, columns, total, keys.limit(limit).subquery("keys"))
+
+
+@lru_cache(maxsize=1024)
+def select_distant_page(model: type[Base], columns: Columns, shape: Shape) -> Select[Any]:
+    """The `limit` rows after `offset` others, from the nearer end; for the form of the rows see `_with_total`."""
+    key, total = primary_key(model), _total(model, shape)
+    limit, offset = bindparam("limit", type_=BigInteger), bindparam("offset", type_=BigInteger)
+    remaining = func.greatest(total.c.rows - offset, _ZERO)
+    from_start = offset < remaining
+    keys = select(*key).where(*conditions(model, shape))
+    walked = union_all(  # one of the two has the limit 0, and is not begun
+        keys.order_by(*key).limit(_of(total, case((from_start, limit), else_=_ZERO))).offset(_of(total, offset)),
+        keys.order_by(*(column.desc() for column in key))
+        .limit(_of(total, case((from_start, _ZERO), else_=func.least(limit, remaining))))
+        .offset(_of(total, func.greatest(remaining - limit, _ZERO))),
+    )
+    return _with_total(model, columns, total, walked.subquery("keys"))
+
+
+def _with_total(model: type[Base], columns: Columns, total: CTE, keys: Subquery) -> Select[Any]:
+    """Each row ends with True and how many rows match in all; a page without rows has one, with None for True.
+
+    Keys are found before rows: that takes no more than an index, whose order the planner then prefers to that of the
+    table, where the rows of one owner may come last.
+    """
+    known = columns_of(model)
+    names = dict.fromkeys((*columns, *key_names(model)))
+    row = select(*(known[name].label(name) for name in names), true().label("found"))
+    same_key = [column == walked for column, walked in zip(primary_key(model), keys.c, strict=True)]
+    # LATERAL and LIMIT: row by row. The planner takes the keys for many, and would read the whole table beside them.
+    page = row.where(*same_key).limit(_ONE).lateral("page")
     return (
-        select(*chosen, select_count(model, shape).scalar_subquery())
-        .where(*conditions(model, shape))
-        .order_by(*primary_key(model))
-        .limit(bindparam("limit"))
-        .offset(bindparam("offset"))
+        select(*(page.c[name] for name in columns), page.c.found, total.c.rows)
+        .select_from(total.outerjoin(keys.join(page, true()), true()))
+        .order_by(*(page.c[name] for name in key_names(model)))
         .execution_options(**BUILT_ONCE)
     )
 
 
+def _total(model: type[Base], shape: Shape) -> CTE:
+    return select_count(model, shape).cte("total")
+
+
+def _of(total: CTE, value: ColumnElement[Any]) -> ScalarSelect[Any]:
+    return select(value).select_from(total).scalar_subquery()
+
+
 @lru_cache(maxsize=1024)
 def select_count(model: type[Base], shape: Shape) -> Select[Any]:
-    statement = select(func.count()).select_from(model.__table__).where(*conditions(model, shape))
+    kept = _kept_count(model, shape)
+    if kept is not None:
+        # The sum of bigints is numeric, which the driver makes a Decimal.
+        statement = select(cast(func.coalesce(func.sum(RowCount.rows), _ZERO), BigInteger).label("rows")).where(*kept)
+    else:
+        counted = select(func.count().label("rows")).select_from(model.__table__)
+        statement = counted.where(*conditions(model, shape))
     return statement.execution_options(**BUILT_ONCE)
+
+
+def _kept_count(model: type[Base], shape: Shape) -> list[ColumnElement[bool]] | None:
+    """Where the count of these very rows is kept; None when it is not, and they have to be counted."""
+    if not issubclass(model, Counted):
+        return None
+    owner = model.__counted_by__
+    living: Shape = (("is_deleted", False),) if "is_deleted" in columns_of(model) else ()
+    whose: Shape = ((owner, _PARAMETER),) if owner else ()
+    if sorted(shape) != sorted(living + whose):
+        return None
+    return [
+        RowCount.relation == literal(model.__tablename__),
+        RowCount.owner == (bindparam(f"where_{owner}", type_=columns_of(model)[owner].type) if owner else _ZERO),
+    ]
 
 
 @lru_cache(maxsize=1024)

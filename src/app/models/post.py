@@ -1,14 +1,22 @@
-from sqlalchemy import ForeignKey, Index, String
+from typing import ClassVar
+
+from sqlalchemy import ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base
 from app.core.models import PersistentDeletion, TimestampModel, UUIDModel
+from app.models.row_count import Counted
 
 
-class Post(UUIDModel, TimestampModel, PersistentDeletion, Base):
+class Post(UUIDModel, TimestampModel, PersistentDeletion, Counted, Base):
     __tablename__ = "post"
-    # Serves the list of a user's posts, in order.
-    __table_args__ = (Index(None, "created_by_user_id", "id"),)
+    __counted_by__: ClassVar[str | None] = "created_by_user_id"
+    __table_args__ = (
+        # Serves the list of a user's posts, page by page.
+        Index("ix_post_living", "created_by_user_id", "id", postgresql_where=text("NOT is_deleted")),
+        # Serves the real deletion of a user, which takes deleted posts along.
+        Index("ix_post_created_by_user_id", "created_by_user_id"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
     created_by_user_id: Mapped[int] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))

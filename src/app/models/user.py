@@ -1,16 +1,25 @@
-from sqlalchemy import CheckConstraint, ForeignKey, String
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base
 from app.core.models import PersistentDeletion, TimestampModel, UUIDModel
+from app.models.row_count import Counted
 
 
-class User(UUIDModel, TimestampModel, PersistentDeletion, Base):
+class User(UUIDModel, TimestampModel, PersistentDeletion, Counted, Base):
     """An account. `uuid` names it in tokens; name and e-mail stay taken while the row is there, deleted or not."""
 
     __tablename__ = "user"
-    # E-mails are stored in lower case, which makes the unique constraint one without regard to case.
-    __table_args__ = (CheckConstraint("email = lower(email)", "email_lower_case"),)
+    __table_args__ = (
+        # E-mails are stored in lower case, which makes the unique constraint one without regard to case.
+        CheckConstraint("email = lower(email)", "email_lower_case"),
+        # Serves the list of users, page by page: its keys alone lead to a page far from either end.
+        Index("ix_user_living", "id", postgresql_where=text("NOT is_deleted")),
+        # Serves the deletion of a user, which looks at all superusers.
+        Index("ix_user_superuser", "id", postgresql_where=text("is_superuser AND NOT is_deleted")),
+        # Serves the deletion of a tier, which no user may be in.
+        Index("ix_user_tier_id", "tier_id"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
     name: Mapped[str] = mapped_column(String(30))
@@ -18,5 +27,5 @@ class User(UUIDModel, TimestampModel, PersistentDeletion, Base):
     email: Mapped[str] = mapped_column(String(254), unique=True)
     hashed_password: Mapped[str] = mapped_column(String(255), repr=False)
     profile_image_url: Mapped[str | None] = mapped_column(String(2048), default=None)
-    tier_id: Mapped[int | None] = mapped_column(ForeignKey("tier.id"), index=True, default=None)
+    tier_id: Mapped[int | None] = mapped_column(ForeignKey("tier.id"), default=None)
     is_superuser: Mapped[bool] = mapped_column(default=False)

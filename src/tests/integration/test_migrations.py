@@ -16,7 +16,7 @@ from app.core.database import database_url
 from tests.environment import SRC
 from tests.fixtures import RunProgram, RunServer
 
-TABLES = {"alembic_version", "password_reset", "post", "rate_limit", "session", "tier", "user"}
+TABLES = {"alembic_version", "password_reset", "post", "rate_limit", "row_count", "session", "tier", "user"}
 
 
 async def alembic(database: str, run: Callable[..., Any], *arguments: str) -> None:

@@ -47,12 +47,12 @@ class TestReads:
         await client.get("/api/v1/user/me", headers=user_headers)
         only_read(statements, 1)
 
-    @pytest.mark.parametrize(("query", "count"), [("", 1), ("?page=2&items_per_page=20", 1), ("?page=99", 2)])
-    async def test_users(self, client: httpx.AsyncClient, statements: Statements, query: str, count: int) -> None:
+    @pytest.mark.parametrize("query", ["", "?page=2&items_per_page=20", "?page=99"])
+    async def test_users(self, client: httpx.AsyncClient, statements: Statements, query: str) -> None:
         statements.clear()
         response = await client.get(f"/api/v1/users{query}")
         assert response.json()["total_count"] == 31
-        only_read(statements, count)
+        only_read(statements, 1)
 
     async def test_posts_and_their_cached_answer(
         self, client: httpx.AsyncClient, user: User, statements: Statements
