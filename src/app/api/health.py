@@ -1,6 +1,6 @@
 import asyncio
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from sqlalchemy import text
 
 from app.core import cache, queue
@@ -8,6 +8,7 @@ from app.core.database import Reader, ReaderDep
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.models import HealthCheck, Readiness
 from app.core.rate_limit import limiter
+from app.core.routing import APIRouter
 
 router = APIRouter(tags=["health"])
 

@@ -35,6 +35,7 @@ class SettingsGroup(BaseSettings):
         extra="ignore",
         case_sensitive=True,
         hide_input_in_errors=True,
+        defer_build=True,  # of all the groups only what combines them is used
     )
 
 

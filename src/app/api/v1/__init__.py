@@ -1,5 +1,3 @@
-from fastapi import APIRouter
-
 from app.api.exceptions import ErrorMessage, error_response, responses
 from app.api.v1.login import router as login_router
 from app.api.v1.password_resets import router as password_resets_router
@@ -12,6 +10,7 @@ from app.api.v1.tiers import router as tiers_router
 from app.api.v1.users import router as users_router
 from app.core.config import MailSettings, RedisQueueSettings, SessionSettings, settings
 from app.core.exceptions import ServiceUnavailableError
+from app.core.routing import APIRouter
 
 router = APIRouter(
     prefix="/v1",

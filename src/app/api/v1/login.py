@@ -1,7 +1,7 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from fastapi.security import OAuth2PasswordRequestForm
 
 from app.api.dependencies import ReaderDep, SessionDep
@@ -12,6 +12,7 @@ from app.core import audit
 from app.core.config import SessionSettings, settings
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
 from app.core.models import Token
+from app.core.routing import APIRouter
 from app.core.security import create_access_token, get_password_hash, is_outdated, verify_password
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users

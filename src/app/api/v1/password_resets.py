@@ -1,6 +1,6 @@
 from functools import partial
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 
 from app.api.dependencies import SessionDep
 from app.api.exceptions import responses
@@ -11,6 +11,7 @@ from app.core.database import on_commit
 from app.core.exceptions import RateLimitExceededError, UnauthorizedError
 from app.core.models import Message
 from app.core.rate_limit import client_address, limiter
+from app.core.routing import APIRouter
 from app.core.security import get_password_hash, hash_of
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users

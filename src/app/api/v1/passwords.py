@@ -1,4 +1,4 @@
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from app.api.dependencies import CurrentUser, ReaderDep, SessionDep
 from app.api.exceptions import responses
@@ -10,6 +10,7 @@ from app.core.exceptions import (
     UnauthorizedError,
 )
 from app.core.models import Message
+from app.core.routing import APIRouter
 from app.core.security import get_password_hash
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users

@@ -1,6 +1,6 @@
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import Path, Request
 
 from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, SessionDep
 from app.api.exceptions import responses
@@ -9,6 +9,7 @@ from app.core.cache import cache
 from app.core.database import Reader
 from app.core.exceptions import ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId
+from app.core.routing import APIRouter
 from app.crud.crud_posts import crud_posts
 from app.crud.crud_users import crud_users
 from app.models.post import Post

@@ -1,12 +1,13 @@
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import Depends, Path
 
 from app.api.dependencies import ReaderDep, SessionDep, get_current_superuser
 from app.api.exceptions import responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
 from app.core.exceptions import DuplicateValueError, ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId, Text
+from app.core.routing import APIRouter
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
 from app.models.rate_limit import RateLimit

@@ -1,7 +1,7 @@
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import Path, Request, Response
 
 from app.api.dependencies import BearerToken, CurrentUser, ReaderDep, SessionDep
 from app.api.exceptions import responses
@@ -12,6 +12,7 @@ from app.core.config import settings
 from app.core.database import transaction
 from app.core.exceptions import NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId, Token
+from app.core.routing import APIRouter
 from app.core.security import read_access_token
 from app.crud.crud_sessions import crud_sessions
 from app.schemas.session import SessionRead

@@ -3,7 +3,7 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 from arq.jobs import JobResult, JobStatus
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import Depends, Path, Query, Response
 
 from app.api.dependencies import TOKEN_OPTIONAL, CurrentSuperuser, OptionalUser, rate_limiter
 from app.api.exceptions import responses
@@ -18,6 +18,7 @@ from app.core.exceptions import (
 )
 from app.core.models import Text
 from app.core.queue import ArqJob
+from app.core.routing import APIRouter
 from app.schemas.job import FailedJobRead, Job, JobRead
 from app.schemas.user import Caller
 

@@ -1,6 +1,6 @@
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import Body, Depends, Request
 
 from app.api.dependencies import (
     TOKEN_OPTIONAL,
@@ -26,6 +26,7 @@ from app.core.exceptions import (
     UnauthorizedError,
 )
 from app.core.models import Message
+from app.core.routing import APIRouter
 from app.core.security import get_password_hash
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_users import LastSuperuserError, crud_users
