@@ -275,7 +275,7 @@ def _seal_key() -> bytes:
 store = CacheStore()
 
 
-class _Options:
+class CacheOptions:
     """What one use of `@cache` says, checked against its endpoint's signature."""
 
     def __init__(
@@ -292,33 +292,36 @@ class _Options:
         self._parameters = inspect.signature(endpoint).parameters
         self.request_name = self._find_request()
         id_name = resource_id_name or self._infer_id_name(resource_id_type)
-        self._key = f"{key_prefix}:{{{id_name}}}"
-        self._extra_keys = [f"{prefix}:{resource_id}" for prefix, resource_id in extra_keys.items()]
-        self._extra_patterns = list(extra_patterns)
-        for template in (self._key, *self._extra_keys):
+        self.key_template = f"{key_prefix}:{{{id_name}}}"
+        self.extra_key_templates = [f"{prefix}:{resource_id}" for prefix, resource_id in extra_keys.items()]
+        self.extra_pattern_templates = list(extra_patterns)
+        self.key_names = self._check_names(self.key_template)
+        for template in self.extra_key_templates:
             self._check_names(template)
-        self._pattern_names = {name for template in self._extra_patterns for name in self._check_names(template)}
+        self._pattern_names = {
+            name for template in self.extra_pattern_templates for name in self._check_names(template)
+        }
 
     def key(self, arguments: Mapping[str, Any]) -> str:
-        return self._key.format_map(arguments)
+        return self.key_template.format_map(arguments)
 
     def keys(self, arguments: Mapping[str, Any]) -> list[str]:
-        return [template.format_map(arguments) for template in (self._key, *self._extra_keys)]
+        return [template.format_map(arguments) for template in (self.key_template, *self.extra_key_templates)]
 
     def patterns(self, arguments: Mapping[str, Any]) -> list[str]:
         escaped = {name: _escape(str(arguments[name])) for name in self._pattern_names}
-        return [template.format_map(escaped) for template in self._extra_patterns]
+        return [template.format_map(escaped) for template in self.extra_pattern_templates]
 
     @functools.cache  # noqa: B019  (one object for each decorated endpoint, alive as long as the process)
     def check_method(self, method: str) -> None:
         """Refuse what cannot work on a GET endpoint."""
         if method != "GET":
             return
-        if self._extra_keys or self._extra_patterns:
+        if self.extra_key_templates or self.extra_pattern_templates:
             raise InvalidRequestError(
                 f"{self.endpoint.__name__}: to_invalidate_extra and pattern_to_invalidate_extra do not work on GET"
             )
-        if _looks_at_caller(get_dependant(path="/", call=self.endpoint)):
+        if looks_at_caller(get_dependant(path="/", call=self.endpoint)):
             raise InvalidRequestError(
                 f"{self.endpoint.__name__}: its answer may depend on who asks, and @cache would give it to everybody"
             )
@@ -356,11 +359,11 @@ def _escape(value: str) -> str:
     return value if value.isalnum() else _GLOB.sub(r"\\\1", value)
 
 
-def _looks_at_caller(dependant: Dependant) -> bool:
+def looks_at_caller(dependant: Dependant) -> bool:
     return (
         isinstance(dependant.call, SecurityBase)
         or bool(dependant.header_params or dependant.cookie_params)
-        or any(map(_looks_at_caller, dependant.dependencies))
+        or any(map(looks_at_caller, dependant.dependencies))
     )
 
 
@@ -380,7 +383,7 @@ def cache(
     """
 
     def decorator(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
-        options = _Options(
+        options = CacheOptions(
             endpoint,
             key_prefix,
             resource_id_name,
@@ -407,7 +410,7 @@ def cache(
                 on_commit(session, remove, even_if_unknown=True)
             return answer
 
-        wrapper.cache_options = options  # type: ignore[attr-defined]  # read by check_cached_route
+        wrapper.cache_options = options  # type: ignore[attr-defined]  # read by cache_options
         return wrapper
 
     return decorator
@@ -420,10 +423,16 @@ def do_not_store(request: Request) -> None:
 
 def check_cached_route(route: APIRoute) -> None:
     """Raise InvalidRequestError when `@cache` on the route's endpoint cannot work for its methods."""
-    options = getattr(route.endpoint, "cache_options", None)
-    if isinstance(options, _Options):
+    options = cache_options(route)
+    if options is not None:
         for method in route.methods or ():
             options.check_method(method)
+
+
+def cache_options(route: APIRoute) -> CacheOptions | None:
+    """What `@cache` on the route's endpoint says, if it is there."""
+    options = getattr(route.endpoint, "cache_options", None)
+    return options if isinstance(options, CacheOptions) else None
 
 
 async def _serve(key: str, expiration: int, request: Request, endpoint: Callable[[], Awaitable[Any]]) -> Any:
