@@ -28,9 +28,10 @@ from fastapi.dependencies.utils import get_dependant
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, serialize_response
 from fastapi.security.base import SecurityBase
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.config import RedisCacheSettings, settings
-from app.core.database import on_commit, session_of
+from app.core.database import get_reader, on_commit, session_of
 from app.core.exceptions import CacheIdentificationInferenceError, InvalidRequestError, RedisUnavailableError
 from app.core.redis import RedisServer
 
@@ -45,7 +46,10 @@ _LEASE = b"\x00"  # JSON never begins with it
 _SEAL_BYTES = 16
 _INDEX = "@cache:index:"
 _INDEXES = "@cache:indexes"
+# What is noted in the scope of a request.
 _NOT_STORED = "app.cache.not_stored"
+_KEY = "app.cache.key"
+_LEASE_TAKEN = "app.cache.lease_taken"
 _GLOB = re.compile(r"([*?\[\]\\])")
 _LITERAL_START = re.compile(r"(?:[^*?\[\\]|\\.)*", re.DOTALL)
 
@@ -286,8 +290,10 @@ class CacheOptions:
         resource_id_type: type,
         extra_keys: Mapping[str, str],
         extra_patterns: Iterable[str],
+        expiration: int,
     ) -> None:
         self.endpoint = endpoint
+        self.expiration = expiration
         self._hints = get_type_hints(endpoint)
         self._parameters = inspect.signature(endpoint).parameters
         self.request_name = self._find_request()
@@ -390,6 +396,7 @@ def cache(
             resource_id_type,
             to_invalidate_extra or {},
             pattern_to_invalidate_extra or (),
+            expiration,
         )
 
         @functools.wraps(endpoint)
@@ -421,12 +428,46 @@ def do_not_store(request: Request) -> None:
     request.scope[_NOT_STORED] = True
 
 
-def check_cached_route(route: APIRoute) -> None:
-    """Raise InvalidRequestError when `@cache` on the route's endpoint cannot work for its methods."""
+def prepare_cached_route(route: APIRoute) -> None:
+    """Raise InvalidRequestError when `@cache` on the route's endpoint cannot work for its methods; let it serve what is
+    stored before FastAPI reads and checks the request, where that can be told from the URL.
+    """
     options = cache_options(route)
-    if options is not None:
-        for method in route.methods or ():
-            options.check_method(method)
+    if options is None:
+        return
+    for method in route.methods or ():
+        options.check_method(method)
+    # A dependency may refuse a request, or count it; a reader does nothing.
+    is_plain = all(each.call is get_reader for each in route.dependant.dependencies) and route.body_field is None
+    if route.methods == {"GET"} and is_plain:
+        route.app = _KnownUrls(route.app, options.expiration, route.status_code)
+
+
+class _KnownUrls:
+    """Remembers under which key what was asked for by a URL is stored, and serves that to the next who asks so."""
+
+    AT_MOST = 4096
+    MAX_LENGTH = 200
+
+    def __init__(self, app: ASGIApp, expiration: int, status: int | None) -> None:
+        self._app = app
+        self._expiration = expiration
+        self._status = status or 200
+        self._keys: dict[tuple[str, bytes], str] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        url = scope["path"], scope["query_string"]
+        key = self._keys.get(url)
+        if key is not None and store.is_open:
+            body, scope[_LEASE_TAKEN] = await _look_up(key, self._expiration)
+            if body is not None:
+                await _answer(body, self._status)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+        if key is None and _KEY in scope and sum(map(len, url)) <= self.MAX_LENGTH:
+            if len(self._keys) >= self.AT_MOST:
+                self._keys.clear()
+            self._keys[url] = scope[_KEY]
 
 
 def cache_options(route: APIRoute) -> CacheOptions | None:
@@ -435,11 +476,21 @@ def cache_options(route: APIRoute) -> CacheOptions | None:
     return options if isinstance(options, CacheOptions) else None
 
 
-async def _serve(key: str, expiration: int, request: Request, endpoint: Callable[[], Awaitable[Any]]) -> Any:
+async def _look_up(key: str, expiration: int) -> tuple[bytes | None, bytes]:
+    """What is stored under the key, and the lease under which it may be; none while the cache cannot be used."""
     lease = store.new_lease()
     try:
-        body = await store.fetch(key, lease, expiration)
+        return await store.fetch(key, lease, expiration), lease
     except RedisUnavailableError:
+        return None, b""
+
+
+async def _serve(key: str, expiration: int, request: Request, endpoint: Callable[[], Awaitable[Any]]) -> Any:
+    if _LEASE_TAKEN in request.scope:
+        body, lease = None, request.scope[_LEASE_TAKEN]
+    else:
+        body, lease = await _look_up(key, expiration)
+    if not lease:
         return await endpoint()
     if body is None:
         body = b""
@@ -451,8 +502,12 @@ async def _serve(key: str, expiration: int, request: Request, endpoint: Callable
         finally:
             is_kept = len(body) <= MAX_ANSWER_BYTES and _NOT_STORED not in request.scope
             await store.store(key, lease, body if is_kept else b"", expiration)
-    status = cast(APIRoute, request.scope["route"]).status_code
-    return Response(body, status or 200, media_type="application/json")
+    request.scope[_KEY] = key
+    return _answer(body, cast(APIRoute, request.scope["route"]).status_code or 200)
+
+
+def _answer(body: bytes, status: int) -> Response:
+    return Response(body, status, media_type="application/json")
 
 
 async def _render(request: Request, answer: Any) -> bytes:

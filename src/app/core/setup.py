@@ -95,7 +95,7 @@ def create_application(
         add_docs(app, [Depends(docs_guard)] if guarded else [])
     for route in app.routes:
         if isinstance(route, APIRoute):
-            cache.check_cached_route(route)
+            cache.prepare_cached_route(route)
     return app
 
 
