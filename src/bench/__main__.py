@@ -1,6 +1,7 @@
 """Compare what a request costs here with the same written by hand: `python -m bench [ENDPOINT ...]`.
 
-`python -m bench overload` shows what becomes of more requests than it can do.
+`python -m bench growth` shows what single requests cost beside a million users, `python -m bench overload` what becomes
+of more requests than a worker can do.
 
 Ends with status 1 when a service answers anything but what is expected, or not what the others answer.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from bench import overload
+from bench import growth, overload
 from bench.check import check
 from bench.endpoints import NAMES, endpoints
 from bench.load import BenchError, Load, Measure, run
@@ -27,7 +28,7 @@ from scripts.servers import ServerError
 
 ROUNDS = 5
 SECONDS = 1.5
-PARTS = {"overload": overload}
+PARTS = {"growth": growth, "overload": overload}
 LOADS = {"wrk": run_wrk, "own": run}
 
 

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
+import psutil
 import uvloop
 
-from bench.load import GIVE_UP_SECONDS, BenchError, Exchange, percentile_ms, unexpected
+from bench.endpoints import Request
+from bench.load import GIVE_UP_SECONDS, BenchError, Exchange, cpu_seconds, percentile_ms, unexpected
 from scripts.servers import HOST
 
 MAX_LAG_MS = 50.0
 _TICK_SECONDS = 0.001
+_PROBE = Request("GET", "/health").encode()
 
 
 @dataclass(frozen=True)
 class Offer:
     port: int
+    pid: int
     requests: Sequence[bytes]
     per_second: float
     seconds: float
@@ -34,6 +38,8 @@ class Outcome:
     shed_per_second: float
     unsent: int
     """Requests that found no connection free in all this time."""
+    cpu: float
+    """Share of a processor that the server had: less than one where others had more of the machine."""
     p50_ms: float
     p99_ms: float
     lag_p50_ms: float
@@ -46,12 +52,19 @@ class _Line(Exchange):
 
     def __init__(self, crowd: "_Crowd") -> None:
         self._crowd = crowd
+        self.opened = asyncio.get_running_loop().create_future()
 
     def answered(self, head: bytes, body: bytes) -> None:
-        self._crowd.answered(self, head, body)
+        if self.opened.done():
+            self._crowd.answered(self, head, body)
+        else:
+            self.opened.set_result(None)
 
     def failed(self, error: BenchError) -> None:
-        self._crowd.failed(error)
+        if self.opened.done():
+            self._crowd.failed(error)
+        else:
+            self.opened.set_exception(error)
 
 
 class _Crowd:
@@ -71,13 +84,10 @@ class _Crowd:
         self.lines: list[_Line] = []
 
     async def run(self) -> Outcome:
-        loop, offer = asyncio.get_running_loop(), self._offer
-        for _ in range(offer.connections):
-            line = _Line(self)
-            await loop.create_connection(lambda line=line: line, HOST, offer.port)  # type: ignore[misc]
-            self.lines.append(line)
-            self._idle.append(line)
-        began, arrivals = time.perf_counter(), round(offer.per_second * offer.seconds)
+        offer, server = self._offer, psutil.Process(self._offer.pid)
+        await self._connect()
+        arrivals = round(offer.per_second * offer.seconds)
+        began, cpu = time.perf_counter(), cpu_seconds(server)
         end = began + offer.seconds
         number = 0
         while number < arrivals and not self._done.done():
@@ -88,6 +98,7 @@ class _Crowd:
                 self._send_next()
                 number += 1
             await asyncio.sleep(_TICK_SECONDS)
+        cpu = (cpu_seconds(server) - cpu) / (time.perf_counter() - began)
         unsent = len(self._waiting)
         self._waiting.clear()
         self._is_over = True
@@ -100,11 +111,24 @@ class _Crowd:
             answered_per_second=sum(moment <= end for moment, _ in self.served) / offer.seconds,
             shed_per_second=sum(moment <= end for moment in self.shed) / offer.seconds,
             unsent=unsent,
+            cpu=cpu,
             p50_ms=percentile_ms((wait for _, wait in self.served), 50),
             p99_ms=percentile_ms((wait for _, wait in self.served), 99),
             lag_p50_ms=percentile_ms(self.lags, 50),
             lag_p99_ms=percentile_ms(self.lags, 99),
         )
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(self._offer.connections):
+            line = _Line(self)
+            await loop.create_connection(lambda line=line: line, HOST, self._offer.port)  # type: ignore[misc]
+            self.lines.append(line)
+            # uvloop takes one new connection whenever it looks for what to do, so that those that come to a busy
+            # service wait very long.
+            line.send(_PROBE)
+            await line.opened
+            self._idle.append(line)
 
     def _send_next(self) -> None:
         if self._idle and self._waiting:

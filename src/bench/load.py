@@ -55,14 +55,13 @@ class Exchange(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        head, end, body = self._received.partition(b"\r\n\r\n")
-        if not end:
+        try:
+            answer = split(self._received)
+        except BenchError as error:
+            self.failed(error)
             return
-        length = _LENGTH.search(head)
-        if length is None:
-            self.failed(unexpected(self._received))
-        elif len(body) >= int(length[1]):
-            self.answered(head, body)
+        if answer is not None:
+            self.answered(*answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.failed(BenchError(f"the connection was lost: {exc or 'closed by the server'}"))
@@ -72,6 +71,17 @@ class Exchange(asyncio.Protocol):
 
     def failed(self, error: BenchError) -> None:
         raise NotImplementedError
+
+
+def split(answer: bytes) -> tuple[bytes, bytes] | None:
+    """Head and body of an answer; None while it is not complete. Raises BenchError when nobody could tell."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    length = _LENGTH.search(head)
+    if length is None:
+        raise unexpected(answer)
+    return (head, body) if len(body) >= int(length[1]) else None
 
 
 def unexpected(answer: bytes) -> BenchError:

@@ -22,7 +22,7 @@ from bench.services import Service, running_bench, sign_in
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0)
 WITHOUT = 1_000_000_000
 COLUMNS = (
-    "limit", "load", "arrive/s", "200/s", "of best", "503/s", "no connection free", "p50 ms", "p99 ms", "late p99 ms",
+    "limit", "load", "arrive/s", "200/s", "of best", "503/s", "not sent", "processor", "p50 ms", "p99 ms", "lag p99 ms",
 )  # fmt: skip
 
 
@@ -96,7 +96,9 @@ def _round(
     saturated = pool.submit(load.run, most).result().per_second
     outcomes = {}
     for factor in FACTORS:
-        offer = Offer(service.port, requests, factor * saturated, options.seconds, options.connections)
+        offer = Offer(
+            service.port, service.process.pid, requests, factor * saturated, options.seconds, options.connections
+        )
         outcomes[factor] = pool.submit(arrivals.run, offer).result()
     best = max(saturated, *(outcome.answered_per_second for outcome in outcomes.values()))
     return {factor: Point(outcome, best) for factor, outcome in outcomes.items()}
@@ -110,6 +112,15 @@ def table(found: Mapping[str, Mapping[float, Point]]) -> str:
             rates = (outcome.offered_per_second, outcome.answered_per_second, outcome.shed_per_second)
             offered, answered, shed = (f"{rate:.0f}" for rate in rates)
             waits = (outcome.p50_ms, outcome.p99_ms, outcome.lag_p99_ms)
-            cells = [name, f"{factor:g}", offered, answered, f"{point.share:.0%}", shed, str(outcome.unsent)]
+            cells = [
+                name,
+                f"{factor:g}",
+                offered,
+                answered,
+                f"{point.share:.0%}",
+                shed,
+                str(outcome.unsent),
+                f"{outcome.cpu:.0%}",
+            ]
             lines.append([*cells, *(f"{wait:.0f}" for wait in waits)])
     return markdown(lines, texts=1)

@@ -5,14 +5,16 @@ import contextlib
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import chain, repeat
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import load, wrk
+from bench.bulk import Content
 from bench.check import refuse_differences
 from bench.endpoints import NAMES, Request
 from bench.load import BenchError, Load, Measure
@@ -27,7 +29,7 @@ SRC = Path(__file__).parents[2]
 async def run_bench(*options: str) -> Any:
     command = (sys.executable, "-m", "bench", "--json", *options)
     process = await asyncio.create_subprocess_exec(*command, cwd=SRC, stdout=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         output, _ = await process.communicate()
     assert process.returncode == 0
     return json.loads(output)
@@ -59,6 +61,30 @@ async def test_a_short_overload() -> None:
     for point in (*limited.values(), *unlimited.values()):
         assert 0 < point["share_of_best"] <= 1
         assert point["p50_ms"] <= point["p99_ms"]
+
+
+async def test_a_short_growth() -> None:
+    result = await run_bench("growth", "--users", "2000", "--requests", "20")
+    assert result["users"] == 2000
+    for row in result["growth"].values():
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+    assert {title for title, row in result["growth"].items() if row["few_rows_p50_ms"] is None} == {
+        "removal of a user's lists",
+        "PATCH post, 2,000 other keys in Valkey",
+        "removal of a user's lists, 2,000 other keys in Valkey",
+    }
+
+
+def test_what_the_bulk_of_rows_is_known_to_hold() -> None:
+    content = Content(users=20)
+    written: dict[int, list[int]] = defaultdict(list)
+    others = cycle(range(2, 21))
+    for post in range(1, content.posts + 1):
+        written[1 if post % 5 == 0 else next(others)].append(post)
+    assert content.posts_on(1) + content.posts_on(2) == written[1]
+    assert {user: content.posts_of(user) for user in range(2, 21)} == {user: written[user] for user in range(2, 21)}
+    assert content.users_on(2) == [*range(11, 21)]
+    assert content.users_on(3) == content.posts_on(3) == []
 
 
 RUNS = [pytest.param(load.run, id="own"), *([pytest.param(wrk.run, id="wrk")] if wrk.find_wrk() else [])]
