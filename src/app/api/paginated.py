@@ -1,15 +1,31 @@
 """Pages of a list: the query parameters, the envelope, and how both relate to what CRUD returns."""
 
+import base64
+import hmac
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Depends, Query
-from pydantic import BaseModel
+from fastapi import Depends, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import MISSING, BaseModel
+
+from app.core.config import settings
+from app.core.rate_limit import route_template
 
 T = TypeVar("T")
 
+_KEY_BYTES, _SIGNATURE_BYTES = 8, 16
+
 PageNumber = Annotated[int, Query(ge=1, le=2**31 // 100)]
 ItemsPerPage = Annotated[int, Query(ge=1, le=100)]
+Cursor = Annotated[
+    str,
+    Query(
+        pattern="^(c[A-Za-z0-9_-]{32})?$",
+        description="`next_cursor` of the page before, in place of `page`: costs the same however far it leads",
+    ),
+]
 
 
 class ListResponse(BaseModel, Generic[T]):
@@ -21,6 +37,7 @@ class PaginatedListResponse(ListResponse[T], Generic[T]):
     has_more: bool
     page: int | None = None
     items_per_page: int | None = None
+    next_cursor: str | MISSING | None = MISSING
 
 
 def compute_offset(page: int, items_per_page: int) -> int:
@@ -54,3 +71,51 @@ async def get_page(page: PageNumber = 1, items_per_page: ItemsPerPage = 10) -> P
 
 
 PageDep = Annotated[Page, Depends(get_page)]
+
+
+@dataclass(frozen=True, slots=True)
+class CursorPage(Page):
+    """A page by its number, or the one that follows the row with the key `after`."""
+
+    after: int | None
+    name: bytes
+    """Of the list: a cursor leads on in the list that it is from, and in no other."""
+
+    def response(self, crud_data: dict[str, Any]) -> dict[str, Any]:
+        """The envelope of the page, from what `CRUDBase.get_multi` returned for it; its rows have an integer `id`."""
+        rows = crud_data["data"]
+        leads_on = crud_data["has_more"] and rows
+        return {**crud_data, "next_cursor": _cursor(self.name, rows[-1]["id"]) if leads_on else None}
+
+
+async def get_cursor_page(
+    request: Request, page: PageNumber = 1, items_per_page: ItemsPerPage = 10, cursor: Cursor = ""
+) -> CursorPage:
+    name = repr((route_template(request), request.scope["path_params"])).encode()
+    after = None
+    if cursor:
+        if page != 1:
+            raise _refused("page", "A cursor takes the place of the page")
+        after = int.from_bytes(base64.urlsafe_b64decode(cursor[1:])[:_KEY_BYTES], signed=True)
+        if not hmac.compare_digest(cursor, _cursor(name, after)):
+            raise _refused("cursor", "This is no cursor of this list")
+    return CursorPage(page, items_per_page, after, name)
+
+
+CursorPageDep = Annotated[CursorPage, Depends(get_cursor_page)]
+
+
+def _cursor(name: bytes, after: int) -> str:
+    """The key of a row, signed; begins with a letter, so that nobody takes it for a number of a page."""
+    key = after.to_bytes(_KEY_BYTES, signed=True)
+    signature = hmac.digest(_signing_key(), key + name, "sha256")[:_SIGNATURE_BYTES]
+    return "c" + base64.urlsafe_b64encode(key + signature).decode()
+
+
+@cache
+def _signing_key() -> bytes:
+    return hmac.digest(settings.secret_key.encode(), b"cursors of pages", "sha256")
+
+
+def _refused(parameter: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("query", parameter), "msg": message}])

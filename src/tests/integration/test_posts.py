@@ -118,7 +118,7 @@ class TestReadPosts:
 
     async def test_empty(self, client: httpx.AsyncClient, user: User) -> None:
         response = await client.get(f"/api/v1/{user.username}/posts")
-        empty = {"data": [], "total_count": 0, "has_more": False, "page": 1, "items_per_page": 10}
+        empty = {"data": [], "total_count": 0, "has_more": False, "page": 1, "items_per_page": 10, "next_cursor": None}
         assert (response.status_code, response.json()) == (200, empty)
 
     async def test_pages(self, client: httpx.AsyncClient, user: User) -> None:
@@ -132,6 +132,7 @@ class TestReadPosts:
             "has_more": True,
             "page": 1,
             "items_per_page": 2,
+            "next_cursor": first["next_cursor"],
         }
         assert second == {
             "data": [as_read(posts[2])],
@@ -139,6 +140,7 @@ class TestReadPosts:
             "has_more": False,
             "page": 2,
             "items_per_page": 2,
+            "next_cursor": None,
         }
 
     async def test_leaves_out_deleted_posts(

@@ -174,6 +174,7 @@ class TestReadRateLimits:
             "has_more": True,
             "page": 1,
             "items_per_page": 2,
+            "next_cursor": response.json()["next_cursor"],
         }
 
 

@@ -101,6 +101,7 @@ class TestReadTiers:
             "has_more": True,
             "page": 1,
             "items_per_page": 2,
+            "next_cursor": response.json()["next_cursor"],
         }
 
     @pytest.mark.parametrize("query", ["page=0", "items_per_page=0", "items_per_page=101"])

@@ -34,6 +34,9 @@ def test_paginated_response(page: int, total: int, has_more: bool) -> None:
 def test_envelope() -> None:
     answer = {"data": [{"id": 1}], "total_count": 1, "has_more": False, "page": 1, "items_per_page": 10}
     assert PaginatedListResponse[Row].model_validate(answer).model_dump() == answer
+    for cursor in ("cursor", None):
+        answer_with = {**answer, "next_cursor": cursor}
+        assert PaginatedListResponse[Row].model_validate(answer_with).model_dump() == answer_with
     assert ListResponse[Row].model_validate(answer).model_dump() == {"data": [{"id": 1}]}
     with pytest.raises(ValidationError):
         PaginatedListResponse[Row].model_validate({**answer, "data": [{"id": "x"}]})

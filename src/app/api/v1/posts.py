@@ -4,8 +4,8 @@ from fastapi import Path, Request
 
 from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, SessionDep
 from app.api.exceptions import responses
-from app.api.paginated import ItemsPerPage, PageNumber, PaginatedListResponse, compute_offset, paginated_response
-from app.core.cache import cache
+from app.api.paginated import Cursor, ItemsPerPage, PageNumber, PaginatedListResponse, get_cursor_page
+from app.core.cache import cache, do_not_store
 from app.core.database import Reader
 from app.core.exceptions import ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId
@@ -37,20 +37,31 @@ async def write_post(
 
 
 @router.get("/{username}/posts", response_model=PaginatedListResponse[PostRead], responses=responses(NotFoundError))
-@cache("{username}_posts:page_{page}:items_per_page:{items_per_page}", resource_id_name="username", expiration=60)
+@cache(
+    "{username}_posts:page_{page}{cursor}:items_per_page:{items_per_page}", resource_id_name="username", expiration=60
+)
 async def read_posts(
-    request: Request, username: Username, db: ReaderDep, page: PageNumber = 1, items_per_page: ItemsPerPage = 10
+    request: Request,
+    username: Username,
+    db: ReaderDep,
+    page: PageNumber = 1,
+    items_per_page: ItemsPerPage = 10,
+    cursor: Cursor = "",
 ) -> dict[str, Any]:
     """List a user's posts, in the order in which they were written."""
+    wanted = await get_cursor_page(request, page, items_per_page, cursor)
     posts = await crud_posts.get_multi(
         db,
-        compute_offset(page, items_per_page),
+        wanted.offset,
         items_per_page,
         PostRead,
+        after=wanted.after,
         created_by_user_id=await _user_id(db, username),
         is_deleted=False,
     )
-    return paginated_response(posts, page, items_per_page)
+    if wanted.offset > posts["total_count"]:
+        do_not_store(request)  # nothing bounds how many such pages there are
+    return wanted.response(posts)
 
 
 @router.get("/{username}/post/{id}", response_model=PostRead, responses=responses(NotFoundError))

@@ -4,7 +4,7 @@ from fastapi import Depends, Path
 
 from app.api.dependencies import ReaderDep, SessionDep, get_current_superuser
 from app.api.exceptions import responses
-from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
+from app.api.paginated import CursorPageDep, PaginatedListResponse
 from app.core.exceptions import DuplicateValueError, ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId, Text
 from app.core.routing import APIRouter
@@ -39,10 +39,12 @@ async def write_rate_limit(tier_id: TierId, rate_limit: RateLimitCreate, db: Ses
 
 
 @router.get("/rate_limits", response_model=PaginatedListResponse[RateLimitRead])
-async def read_rate_limits(tier_id: TierId, db: ReaderDep, page: PageDep) -> dict[str, Any]:
+async def read_rate_limits(tier_id: TierId, db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
     """List the rate limits of a tier."""
-    limits = await crud_rate_limits.get_multi(db, page.offset, page.items_per_page, RateLimitRead, tier_id=tier_id)
-    return paginated_response(limits, page.page, page.items_per_page)
+    limits = await crud_rate_limits.get_multi(
+        db, page.offset, page.items_per_page, RateLimitRead, after=page.after, tier_id=tier_id
+    )
+    return page.response(limits)
 
 
 @router.get("/rate_limit/{id}", response_model=RateLimitRead)

@@ -4,7 +4,7 @@ from fastapi import Depends
 
 from app.api.dependencies import ReaderDep, SessionDep, get_current_superuser
 from app.api.exceptions import responses
-from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
+from app.api.paginated import CursorPageDep, PaginatedListResponse
 from app.core.exceptions import (
     DuplicateValueError,
     ForbiddenError,
@@ -33,10 +33,9 @@ async def write_tier(tier: TierCreate, db: SessionDep) -> Tier:
 
 
 @router.get("/tiers", response_model=PaginatedListResponse[TierRead])
-async def read_tiers(db: ReaderDep, page: PageDep) -> dict[str, Any]:
+async def read_tiers(db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
     """List the tiers."""
-    tiers = await crud_tiers.get_multi(db, page.offset, page.items_per_page, TierRead)
-    return paginated_response(tiers, page.page, page.items_per_page)
+    return page.response(await crud_tiers.get_multi(db, page.offset, page.items_per_page, TierRead, after=page.after))
 
 
 @router.get("/tier/{name}", response_model=TierRead, responses=responses(NotFoundError))

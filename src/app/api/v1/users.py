@@ -14,7 +14,7 @@ from app.api.dependencies import (
 )
 from app.api.exceptions import responses
 from app.api.guessing import confirm_caller
-from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
+from app.api.paginated import CursorPageDep, PaginatedListResponse
 from app.core import audit
 from app.core.cache import cache
 from app.core.exceptions import (
@@ -72,10 +72,12 @@ async def write_user(request: Request, user: UserCreate, db: SessionDep) -> User
 
 
 @router.get("/users", response_model=PaginatedListResponse[UserRead])
-async def read_users(db: ReaderDep, page: PageDep) -> dict[str, Any]:
+async def read_users(db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
     """List the users, in the order in which they signed up."""
-    users = await crud_users.get_multi(db, page.offset, page.items_per_page, UserRead, is_deleted=False)
-    return paginated_response(users, page.page, page.items_per_page)
+    users = await crud_users.get_multi(
+        db, page.offset, page.items_per_page, UserRead, after=page.after, is_deleted=False
+    )
+    return page.response(users)
 
 
 @router.get("/user/me", response_model=UserReadOwn, responses=responses(UnauthorizedError))
