@@ -15,7 +15,7 @@ import pytest
 
 from bench import load, wrk
 from bench.bulk import Content
-from bench.check import refuse_differences
+from bench.check import refuse_differences, without_cursor
 from bench.endpoints import NAMES, Request
 from bench.load import BenchError, Load, Measure
 from bench.overload import FACTORS
@@ -151,3 +151,14 @@ def test_answers_that_differ() -> None:
     refuse_differences("GET user", {"ours": [{"id": 1}], "floor": [{"id": 1}]})
     with pytest.raises(BenchError, match=r"GET user: ours answers \{'id': 1\}, floor answers \{'id': 2\}"):
         refuse_differences("GET user", {"ours": [{"id": 1}], "floor": [{"id": 2}]})
+
+
+def test_cursors_that_differ() -> None:
+    def answers(ours: object, floor: object) -> dict[str, list[object]]:
+        found = {"ours": ours, "floor": floor}
+        return {name: [without_cursor({"data": [], "next_cursor": cursor})] for name, cursor in found.items()}
+
+    refuse_differences("GET users", answers("one", "another"))
+    refuse_differences("GET users", answers(None, None))
+    with pytest.raises(BenchError):
+        refuse_differences("GET users", answers("one", None))
