@@ -43,7 +43,7 @@ soak: install  ## Put load on the service while its servers fail, for 20 minutes
 	cd src && $(python) -m soak $(SECONDS)
 
 bench: install  ## Compare what a request costs with the same written by hand; `bench overload`, ARGS="--json me"
-	@cd src && exec $(python) -m bench $(filter growth overload,$(MAKECMDGOALS)) $(ARGS)
+	@cd src && exec $(python) -m bench $(strip $(filter growth overload,$(MAKECMDGOALS)) $(ARGS))
 
 growth overload: bench
 

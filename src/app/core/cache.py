@@ -43,7 +43,8 @@ LEASE_SECONDS = 2
 MAX_ANSWER_BYTES = 256 * 1024
 """Larger answers are not stored: a few readers of long pages could fill the server."""
 _LEASE = b"\x00"  # JSON never begins with it
-_SEAL_BYTES = 16
+_SEAL_BYTES = 64
+_WHITE_SPACE = bytes.maketrans(b"01", b" \t")
 _INDEX = "@cache:index:"
 _INDEXES = "@cache:indexes"
 # What is noted in the scope of a request.
@@ -265,10 +266,14 @@ def _index(key: str) -> str:
 
 
 def seal(key: str, answer: bytes) -> bytes:
-    """What follows the answer that is stored under this key, and says that this process or one like it stored it."""
+    """What follows the answer that is stored under this key, and says that this process or one like it stored it.
+
+    White space, each a bit: what is stored is JSON as it was.
+    """
     name = key.encode()
     message = b"%d:%b%b" % (len(name), name, answer)
-    return hashlib.blake2b(message, key=_seal_key(), digest_size=_SEAL_BYTES).digest()
+    digest = hashlib.blake2b(message, key=_seal_key(), digest_size=_SEAL_BYTES // 8).digest()
+    return f"{int.from_bytes(digest):0{_SEAL_BYTES}b}".encode().translate(_WHITE_SPACE)
 
 
 @functools.cache

@@ -155,7 +155,7 @@ class TestCode:
 
     def test_hashes_are_strong_and_secrets_are_no_pseudo_random_numbers(self) -> None:
         attributes = [node for _, node in self.found(ast.Attribute) if isinstance(node.value, ast.Name)]
-        assert {node.attr for node in attributes if node.value.id == "hashlib"} == {"sha256"}
+        assert {node.attr for node in attributes if node.value.id == "hashlib"} == {"blake2b", "sha256"}
         imports = {(file, name.name) for file, node in self.found(ast.Import) for name in node.names}
         assert ("security.py", "secrets") in imports
         assert ("security.py", "random") not in imports
