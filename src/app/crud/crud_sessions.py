@@ -3,14 +3,14 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, Row, bindparam, delete, func, select
+from sqlalchemy import ColumnElement, CursorResult, Row, bindparam, delete, func, select, true, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.models import now
 from app.core.security import RefreshToken, hash_of, new_secret
 from app.crud.crud_base import CRUDBase
-from app.crud.helper import columns_of
+from app.crud.helper import columns_of, known
 from app.models.password_reset import PasswordReset
 from app.models.session import Session
 from app.models.user import User
@@ -129,8 +129,10 @@ class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, Sessio
 
     async def purge(self, db: AsyncSession, limit: int) -> int:
         """Remove sessions that have expired or are deleted users', `limit` at most; return how many there were."""
-        deleted = select(User.id).where(User.is_deleted)
-        dead = select(Session.id).where((Session.expires_at <= now()) | Session.user_id.in_(deleted)).limit(limit)
+        expired = select(Session.id).where(Session.expires_at <= now()).order_by(Session.expires_at)
+        of_user = select(Session.id).where(Session.user_id == User.id).limit(known(limit)).lateral()
+        of_deleted = select(of_user.c.id).select_from(User).join(of_user, true()).where(User.is_deleted)
+        dead = union_all(expired.limit(known(limit)), of_deleted.limit(known(limit))).limit(known(limit))
         statement = delete(Session).where(Session.id.in_(dead))
         return cast("CursorResult[Any]", await db.execute(statement)).rowcount
 

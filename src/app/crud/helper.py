@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import (
     CTE,
     BigInteger,
+    BindParameter,
     ColumnElement,
     ScalarSelect,
     Select,
@@ -90,6 +91,11 @@ def conditions(model: type[Base], shape: Shape) -> list[ColumnElement[bool]]:
         else:
             clauses.append(column == bindparam(f"where_{name}", type_=column.type))
     return clauses
+
+
+def known(limit: int) -> BindParameter[int]:
+    """A limit that stands in the statement itself: the planner would take one that comes later for a tenth of all."""
+    return bindparam("limit", limit, literal_execute=True)
 
 
 def primary_key(model: type[Base]) -> Sequence[ColumnElement[Any]]:

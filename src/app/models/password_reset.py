@@ -1,6 +1,6 @@
 from datetime import datetime
 
-from sqlalchemy import DateTime, ForeignKey, String
+from sqlalchemy import DateTime, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base
@@ -10,6 +10,8 @@ class PasswordReset(Base):
     """The one token, as a hash, with which a user may choose a new password."""
 
     __tablename__ = "password_reset"
+    # Serves the removal of tokens that have expired.
+    __table_args__ = (Index("ix_password_reset_expires_at", "expires_at"),)
 
     user_id: Mapped[int] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), primary_key=True)
     token_hash: Mapped[str] = mapped_column(String(64), unique=True, repr=False)

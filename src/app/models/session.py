@@ -1,6 +1,6 @@
 from datetime import datetime
 
-from sqlalchemy import DateTime, ForeignKey, String
+from sqlalchemy import DateTime, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base
@@ -11,11 +11,17 @@ class Session(UUIDModel, Base):
     """A sign-in that has not been ended. `uuid` names it in tokens; of its refresh tokens only hashes are kept."""
 
     __tablename__ = "session"
+    __table_args__ = (
+        # Serves the list of a user's sessions, their end in one go and the real deletion of the user.
+        Index("ix_session_user_id", "user_id"),
+        # Serves the removal of sessions that have expired.
+        Index("ix_session_expires_at", "expires_at"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
-    user_id: Mapped[int] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
     refresh_hash: Mapped[str] = mapped_column(String(64), repr=False)
-    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     user_agent: Mapped[str] = mapped_column(String(255))
     address: Mapped[str] = mapped_column(String(64))
     spent_hash: Mapped[str | None] = mapped_column(String(64), default=None, init=False, repr=False)

@@ -15,6 +15,8 @@ class User(UUIDModel, TimestampModel, PersistentDeletion, Counted, Base):
         CheckConstraint("email = lower(email)", "email_lower_case"),
         # Serves the list of users, page by page: its keys alone lead to a page far from either end.
         Index("ix_user_living", "id", postgresql_where=text("NOT is_deleted")),
+        # Serves the deletion of a tier, which deleted users leave, and the removal of their sessions.
+        Index("ix_user_deleted", "tier_id", postgresql_where=text("is_deleted")),
         # Serves the deletion of a user, which looks at all superusers.
         Index("ix_user_superuser", "id", postgresql_where=text("is_superuser AND NOT is_deleted")),
         # Serves the deletion of a tier, which no user may be in.

@@ -139,17 +139,21 @@ def upgrade() -> None:
     op.execute("SELECT keep_row_count('user')")
     op.execute("SELECT keep_row_count('post', 'created_by_user_id')")
     op.create_index('ix_user_living', 'user', ['id'], unique=False, postgresql_where=sa.text('NOT is_deleted'))
+    op.create_index('ix_user_deleted', 'user', ['tier_id'], unique=False, postgresql_where=sa.text('is_deleted'))
     op.create_index('ix_user_superuser', 'user', ['id'], unique=False, postgresql_where=sa.text('is_superuser AND NOT is_deleted'))
     op.create_index('ix_post_living', 'post', ['created_by_user_id', 'id'], unique=False, postgresql_where=sa.text('NOT is_deleted'))
     op.create_index('ix_post_created_by_user_id', 'post', ['created_by_user_id'], unique=False)
     op.drop_index(op.f('ix_post_created_by_user_id_id'), table_name='post')
+    op.create_index('ix_password_reset_expires_at', 'password_reset', ['expires_at'], unique=False)
 
 
 def downgrade() -> None:
+    op.drop_index('ix_password_reset_expires_at', table_name='password_reset')
     op.create_index(op.f('ix_post_created_by_user_id_id'), 'post', ['created_by_user_id', 'id'], unique=False)
     op.drop_index('ix_post_created_by_user_id', table_name='post')
     op.drop_index('ix_post_living', table_name='post')
     op.drop_index('ix_user_superuser', table_name='user')
+    op.drop_index('ix_user_deleted', table_name='user')
     op.drop_index('ix_user_living', table_name='user')
     op.execute('DROP FUNCTION count_rows_of_post CASCADE')
     op.execute('DROP FUNCTION count_rows_of_user CASCADE')
