@@ -126,8 +126,8 @@ WRITES: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "end one of one's sessions": lambda db: crud_sessions.db_delete(db, id=7, user_id=5),
     "end all sessions but one": lambda db: crud_sessions.end_all(db, 5, but=7),
     "end all ways in": lambda db: crud_sessions.end_all_ways_in(db, 5),
-    "purge sessions": lambda db: crud_sessions.purge(db, 500),
-    "purge password resets": lambda db: crud_password_resets.purge(db, 500),
+    "purge sessions": lambda db: crud_sessions.purge(db, 100),
+    "purge password resets": lambda db: crud_password_resets.purge(db, 100),
     "delete a tier": lambda db: crud_tiers.delete(db, id=7, name="tier7"),
     "delete a rate limit": lambda db: crud_rate_limits.delete(db, id=7, tier_id=7),
 }
