@@ -93,8 +93,15 @@ def table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     return markdown(lines, texts=1)
 
 
+def refuse_other_page(path: str, answer: Mapping[str, Any], expected: tuple[Sequence[int], int, bool]) -> None:
+    """Raise BenchError unless the page has these ids, total and more behind it."""
+    found = ([row["id"] for row in answer["data"]], answer["total_count"], answer["has_more"])
+    if found != expected:
+        raise BenchError(f"GET {path}: {found}, not {expected}")
+
+
 def _measure(world: World) -> Iterator[Waits]:
-    with Redis(port=world.bench.valkey.port) as redis, _Client(world.service.port) as client:
+    with world.bench.redis() as redis, _Client(world.service.port) as client:
         yield from _lists(world, client, redis)
         yield from _writes(world, client)
     yield from _counts(world)
@@ -102,7 +109,7 @@ def _measure(world: World) -> Iterator[Waits]:
 
 def _measure_beside_keys(world: World) -> Iterator[Waits]:
     """What a write removes from the cache, beside as many other keys as there are users."""
-    with Redis(port=world.bench.valkey.port) as redis:
+    with world.bench.redis() as redis:
         redis.config_resetstat()
         keys = f"{world.content.users:,} other keys in Valkey"
         yield "removal of a user's lists", _removals(world)
@@ -122,9 +129,7 @@ def _lists(world: World, client: "_Client", redis: Redis) -> Iterator[Waits]:
     def read(path: str, ids: Sequence[int], total: int, has_more: bool) -> float:
         redis.flushdb()  # no list is in the cache
         seconds, answer = client.ask(Request("GET", path))
-        expected = (ids, total, has_more)
-        if (found := ([row["id"] for row in answer["data"]], answer["total_count"], answer["has_more"])) != expected:
-            raise BenchError(f"GET {path}: {found}, not {expected}")
+        refuse_other_page(path, answer, (ids, total, has_more))
         return seconds
 
     lists = {"GET /users": ("/api/v1/users", content.users_on), "first user's posts": (POSTS, content.posts_on)}

@@ -17,6 +17,7 @@ from bench import load, wrk
 from bench.bulk import Content
 from bench.check import refuse_differences, without_cursor
 from bench.endpoints import NAMES, Request
+from bench.growth import refuse_other_page
 from bench.load import BenchError, Load, Measure
 from bench.overload import FACTORS
 from bench.report import COLUMNS, table
@@ -85,6 +86,14 @@ def test_what_the_bulk_of_rows_is_known_to_hold() -> None:
     assert {user: content.posts_of(user) for user in range(2, 21)} == {user: written[user] for user in range(2, 21)}
     assert content.users_on(2) == [*range(11, 21)]
     assert content.users_on(3) == content.posts_on(3) == []
+
+
+@pytest.mark.parametrize("expected", [([1], 2, True), ([1, 2], 3, True), ([1, 2], 2, False)])
+def test_another_page_than_expected(expected: tuple[list[int], int, bool]) -> None:
+    answer = {"data": [{"id": 1}, {"id": 2}], "total_count": 2, "has_more": True}
+    refuse_other_page("/users", answer, ([1, 2], 2, True))
+    with pytest.raises(BenchError, match=r"GET /users: .*, not "):
+        refuse_other_page("/users", answer, expected)
 
 
 RUNS = [pytest.param(load.run, id="own"), *([pytest.param(wrk.run, id="wrk")] if wrk.find_wrk() else [])]
