@@ -1,0 +1,340 @@
+"""The counts that triggers keep: exact in every snapshot, whoever writes at the same time, and in nobody's way."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack
+from typing import Any, Literal, TypeAlias
+
+import asyncpg
+import httpx
+import pytest
+
+from app.core.config import settings
+from app.core.database import Base, Database, Reader, transaction
+from app.core.models import now
+from app.crud.crud_posts import crud_posts
+from app.crud.crud_users import crud_users
+from app.models.row_count import Counted
+from app.models.user import User
+from app.schemas.user import UserCreateInternal
+from tests.environment import connect
+from tests.factories import make_post, make_user
+from tests.fixtures import Fetch
+
+Connection: TypeAlias = "asyncpg.Connection[Any]"
+
+# In one statement, hence in one snapshot: where the kept count and the counted one differ.
+DIFFERENCES = """
+SELECT * FROM (
+  SELECT relation, owner, sum(rows)::bigint AS rows FROM row_count GROUP BY relation, owner HAVING sum(rows) <> 0
+) AS kept
+FULL JOIN (
+  SELECT 'user' AS relation, 0::bigint AS owner, count(*) AS rows FROM "user" WHERE NOT is_deleted HAVING count(*) > 0
+  UNION ALL
+  SELECT 'post', created_by_user_id, count(*) FROM post WHERE NOT is_deleted GROUP BY created_by_user_id
+) AS counted USING (relation, owner, rows)
+WHERE kept.relation IS NULL OR counted.relation IS NULL
+"""
+NEW_USERS = """
+INSERT INTO "user" (name, username, email, hashed_password, is_superuser, uuid, created_at, is_deleted)
+SELECT 'Some User', left(md5(random()::text), 20), md5(random()::text), 'x', false, gen_random_uuid(), now(), n % 3 = 2
+FROM generate_series(1, $1::int) n
+"""
+NEW_POSTS = """
+INSERT INTO post (created_by_user_id, title, text, uuid, created_at, is_deleted)
+SELECT id, 'A title', 'Some text.', gen_random_uuid(), now(), n % 5 = 4
+FROM (SELECT id FROM "user" ORDER BY random() LIMIT 3) u, generate_series(1, $1::int) n
+"""
+# $1 is a small number.
+WRITES = [
+    NEW_USERS,
+    NEW_POSTS,
+    NEW_POSTS,
+    "UPDATE post SET is_deleted = true, deleted_at = now() WHERE id IN (ANY_POSTS)",
+    "UPDATE post SET is_deleted = NOT is_deleted WHERE id IN (ANY_POSTS)",
+    "UPDATE post SET title = 'New', is_deleted = is_deleted WHERE id IN (ANY_POSTS)",
+    'UPDATE post SET created_by_user_id = (SELECT min(id) FROM "user") WHERE id IN (ANY_POSTS)',
+    "DELETE FROM post WHERE id IN (ANY_POSTS)",
+    'UPDATE "user" SET is_deleted = NOT is_deleted WHERE id IN (SELECT id FROM "user" ORDER BY random() LIMIT $1)',
+    'DELETE FROM "user" WHERE id IN (SELECT id FROM "user" ORDER BY random() LIMIT $1 / 2)',
+]
+WRITES = [write.replace("ANY_POSTS", "SELECT id FROM post ORDER BY random() LIMIT $1") for write in WRITES]
+# What tables themselves make writers wait for, or give up.
+EXPECTED = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.ForeignKeyViolationError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.NotNullViolationError,
+    asyncpg.SerializationError,
+)
+
+
+Isolation: TypeAlias = Literal["read_committed", "repeatable_read"]
+ISOLATIONS: list[Isolation] = ["read_committed", "read_committed", "repeatable_read"]
+
+
+class GivenUpError(Exception):
+    pass
+
+
+def give_up(chance: random.Random, probability: float) -> None:
+    if chance.random() < probability:
+        raise GivenUpError
+
+
+async def write_at_random(connection: Connection, chance: random.Random, transactions: int) -> int:
+    """Transactions of a few writes each, some of them rolled back, in whole or in part; return how many were not."""
+    committed = 0
+    for _ in range(transactions):
+        isolation = chance.choice(ISOLATIONS)
+        try:
+            async with connection.transaction(isolation=isolation):
+                for _ in range(chance.randint(1, 4)):
+                    await _write(connection, chance)
+                give_up(chance, 0.15)
+        except (*EXPECTED, GivenUpError):
+            continue
+        committed += 1
+    return committed
+
+
+async def _write(connection: Connection, chance: random.Random) -> None:
+    write, number = chance.choice(WRITES), chance.randint(1, 4)
+    if chance.random() < 0.7:
+        await connection.execute(write, number)
+        return
+    try:
+        async with connection.transaction():  # a savepoint
+            await connection.execute(write, number)
+            give_up(chance, 0.5)
+    except GivenUpError:
+        pass
+
+
+@pytest.fixture
+async def connections() -> AsyncIterator[list[Connection]]:
+    async with AsyncExitStack() as stack:
+        opened = [await connect(settings.POSTGRES_DB) for _ in range(6)]
+        for connection in opened:
+            stack.push_async_callback(connection.close)
+        yield opened
+
+
+class TestExact:
+    @pytest.mark.parametrize("seed", range(3))
+    async def test_whatever_is_written_at_the_same_time(
+        self, connections: list[Connection], fetch: Fetch, seed: int
+    ) -> None:
+        await fetch(NEW_USERS, 20)
+        chance = random.Random(seed)
+        writers = [
+            asyncio.create_task(write_at_random(each, random.Random(chance.random()), 60)) for each in connections
+        ]
+        while not all(writer.done() for writer in writers):  # true of each snapshot, not of the last one alone
+            assert await fetch(DIFFERENCES) == []
+            await asyncio.sleep(0.01)
+        assert sum([await writer for writer in writers]) > 100
+        assert await fetch(DIFFERENCES) == []
+        assert len(await fetch("SELECT FROM post WHERE NOT is_deleted LIMIT 10")) == 10
+
+    async def test_really_deleted_users_leave_nothing(self, fetch: Fetch) -> None:
+        for user in [await make_user() for _ in range(3)]:
+            for _ in range(2):
+                await make_post(user)
+        assert len(await fetch("SELECT FROM row_count")) == 4
+        await fetch('DELETE FROM "user"')
+        assert await fetch("SELECT FROM row_count") == []
+
+    async def test_emptied_tables(self, user: User, fetch: Fetch) -> None:
+        await make_post(user)
+        await fetch("TRUNCATE post")
+        assert await fetch("SELECT relation, owner, rows FROM row_count") == [
+            {"relation": "user", "owner": 0, "rows": 1}
+        ]
+        assert await fetch(DIFFERENCES) == []
+
+    async def test_many_rows_of_one_owner_within_a_transaction(self, user: User, fetch: Fetch) -> None:
+        """One by one, and as many marked in one statement, in the time that any statement has."""
+        async with transaction() as db:
+            connection = await db.connection()
+            for _ in range(500):
+                await connection.exec_driver_sql(NEW_POSTS.replace("$1::int", "1"))
+            await connection.exec_driver_sql(NEW_POSTS.replace("$1::int", "16000"))
+        assert await crud_posts.count(Reader(), created_by_user_id=user.id, is_deleted=False) == 13_300
+        async with transaction() as db:
+            assert await crud_posts.delete(db, created_by_user_id=user.id) == 13_300
+        assert await crud_posts.count(Reader(), created_by_user_id=user.id, is_deleted=False) == 0
+        assert await fetch(DIFFERENCES) == []
+
+
+class TestConcurrency:
+    async def test_nobody_waits_for_a_writer(self, user: User, connections: list[Connection], fetch: Fetch) -> None:
+        """Each of the open transactions has written users, and posts of one user, and marked one as deleted."""
+        posts = [(await make_post(user)).id for _ in connections]
+        opened = [connection.transaction() for connection in connections]
+        async with asyncio.timeout(5):
+            for connection, begun, post in zip(connections, opened, posts, strict=True):
+                await begun.start()
+                await connection.execute(NEW_USERS, 1)
+                await connection.execute(
+                    "INSERT INTO post (created_by_user_id, title, text, uuid, created_at, is_deleted) "
+                    "VALUES ($1, 'A title', 'Some text.', gen_random_uuid(), now(), false)",
+                    user.id,
+                )
+                await connection.execute("UPDATE post SET is_deleted = true WHERE id = $1", post)
+            assert await crud_users.count(Reader(), is_deleted=False) == 1
+            for begun in opened:
+                await begun.commit()
+        assert await crud_users.count(Reader(), is_deleted=False) == 1 + len(connections)
+        assert await fetch(DIFFERENCES) == []
+
+    async def test_parts_of_a_count_become_one_again(
+        self, user: User, connections: list[Connection], fetch: Fetch
+    ) -> None:
+        opened = [connection.transaction() for connection in connections]
+        for connection, begun in zip(connections, opened, strict=True):
+            await begun.start()
+            await connection.execute(NEW_USERS, 1)
+        for begun in opened:
+            await begun.commit()
+        assert len(await fetch("SELECT FROM row_count")) == len(connections)
+        for _ in connections:
+            await fetch(NEW_USERS, 1)
+        assert await fetch("SELECT rows FROM row_count") == [{"rows": 1 + 2 * len(connections)}]
+
+    async def test_no_serialization_failure_for_a_count(self, connections: list[Connection], fetch: Fetch) -> None:
+        await make_user()
+        first, second, *_ = connections
+        async with first.transaction(isolation="repeatable_read"), second.transaction(isolation="repeatable_read"):
+            for connection in (first, second):
+                await connection.fetch('SELECT FROM "user"')
+            await fetch(NEW_USERS, 1)
+            for connection in (first, second):
+                await connection.execute(NEW_USERS, 1)
+        assert await crud_users.count(Reader(), is_deleted=False) == 4
+
+
+class TestUse:
+    @pytest.fixture(params=["session", "reader"])
+    async def reading(self, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+        if request.param == "reader":
+            yield Reader()
+        else:
+            async with transaction() as db:
+                yield db
+
+    async def test_only_for_what_is_counted(self, reading: Database, user: User, fetch: Fetch) -> None:
+        """A count that is wrong shows where it is used."""
+        await make_post(user)
+        await fetch("UPDATE row_count SET rows = 1000")
+        own: dict[str, Any] = {"created_by_user_id": user.id, "is_deleted": False}
+        kept: list[Awaitable[int]] = [
+            crud_users.count(reading, is_deleted=False),
+            crud_posts.count(reading, **own),
+            crud_posts.count(reading, **dict(reversed(own.items()))),
+        ]
+        assert [await count for count in kept] == [1000] * 3
+        counted: list[Awaitable[int]] = [
+            crud_users.count(reading),
+            crud_users.count(reading, id=user.id, is_deleted=False),
+            crud_posts.count(reading, is_deleted=False),
+            crud_posts.count(reading, created_by_user_id=user.id),
+        ]
+        assert [await count for count in counted] == [1] * 4
+        assert await crud_users.count(reading, is_deleted=True) == 0
+        assert await crud_posts.count(reading, **{**own, "created_by_user_id": user.id + 1}) == 0
+        for found in (
+            await crud_users.get_multi(reading, is_deleted=False),
+            await crud_users.get_multi(reading, after=user.id, is_deleted=False),
+            await crud_posts.get_multi(reading, **own),
+        ):
+            assert found["total_count"] == 1000
+
+    async def test_a_session_counts_what_it_has_written(self) -> None:
+        async with transaction() as db:
+            internal = UserCreateInternal(name="Ann", username="ann", email="a@example.com", hashed_password="x")
+            await crud_users.create(db, internal)
+            assert await crud_users.count(db, is_deleted=False) == 1
+            assert await crud_users.count(Reader(), is_deleted=False) == 0
+            await crud_users.delete(db, username="ann")
+            assert await crud_users.count(db, is_deleted=False) == 0
+
+    async def test_a_client_finds_its_own_write_counted(
+        self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]
+    ) -> None:
+        path = f"/api/v1/{user.username}"
+
+        async def totals() -> tuple[int, int]:
+            pages = [(await client.get(each)).json() for each in ("/api/v1/users", f"{path}/posts")]
+            return pages[0]["total_count"], pages[1]["total_count"]
+
+        assert await totals() == (1, 0)
+        for number in range(1, 4):
+            body = {
+                "name": "Ann",
+                "username": f"ann{number}",
+                "email": f"{number}@example.com",
+                "password": "Str1ngst!",
+            }
+            assert (await client.post("/api/v1/user", json=body)).status_code == 201
+            post = {"title": "A title", "text": "Some text."}
+            assert (await client.post(f"{path}/post", json=post, headers=user_headers)).status_code == 201
+            assert await totals() == (1 + number, number)
+        assert (await client.delete(f"{path}/post/1", headers=user_headers)).status_code == 200
+        assert await totals() == (4, 2)
+        deleted = await client.request("DELETE", f"/api/v1/user/{user.username}", headers=user_headers)
+        assert deleted.status_code == 200
+        assert (await client.get("/api/v1/users")).json()["total_count"] == 3
+
+
+class TestKeepRowCount:
+    async def test_every_model_that_is_counted_has_its_triggers(self, fetch: Fetch) -> None:
+        mappers = [mapper for mapper in Base.registry.mappers if issubclass(mapper.class_, Counted)]
+        triggers = await fetch("SELECT tgrelid::regclass::text AS name FROM pg_trigger WHERE tgname LIKE 'count\\_%'")
+        assert {row["name"].strip('"') for row in triggers} == {str(mapper.local_table) for mapper in mappers}
+        assert len(triggers) == 4 * len(mappers)
+
+    async def test_counts_anew(self, user: User, fetch: Fetch) -> None:
+        await make_post(user)
+        await fetch("UPDATE row_count SET rows = 7")
+        await fetch("SELECT keep_row_count('user'), keep_row_count('post', 'created_by_user_id')")
+        assert await fetch(DIFFERENCES) == []
+
+    @pytest.mark.parametrize("soft", [True, False])
+    @pytest.mark.parametrize("owned", [True, False])
+    async def test_any_other_table(self, connections: list[Connection], soft: bool, owned: bool) -> None:
+        """With rows that were there before, under a name that has to be quoted."""
+        connection, *_ = connections
+        begun = connection.transaction()
+        await begun.start()
+        try:
+            flag = ", is_deleted boolean NOT NULL DEFAULT false" if soft else ""
+            await connection.execute(f'CREATE TABLE "Big Book" (id int, "Shelf No" int DEFAULT 1 {flag})')
+            await connection.execute('INSERT INTO "Big Book" (id) SELECT generate_series(1, 3)')
+            await connection.execute("SELECT keep_row_count($1, $2)", "Big Book", "Shelf No" if owned else None)
+            counts = "SELECT owner, rows FROM row_count WHERE relation = 'Big Book' ORDER BY owner"
+
+            async def kept() -> list[tuple[int, int]]:
+                return [(*row,) for row in await connection.fetch(counts)]
+
+            assert await kept() == [(1 if owned else 0, 3)]
+            await connection.execute('INSERT INTO "Big Book" (id, "Shelf No") VALUES (4, 2)')
+            await connection.execute('UPDATE "Big Book" SET "Shelf No" = 2 WHERE id = 3')
+            await connection.execute('UPDATE "Big Book" SET id = 7 WHERE id = 3')
+            assert await kept() == ([(1, 2), (2, 2)] if owned else [(0, 4)])
+            if soft:
+                await connection.execute('UPDATE "Big Book" SET is_deleted = true WHERE id < 3')
+                assert await kept() == ([(2, 2)] if owned else [(0, 2)])
+            await connection.execute('DELETE FROM "Big Book" WHERE id > 1')
+            assert sum(rows for _, rows in await kept()) == (0 if soft else 1)
+            await connection.execute('TRUNCATE "Big Book"')
+            assert await kept() == []
+        finally:
+            await begun.rollback()
+
+    async def test_an_update_of_other_columns_is_not_looked_at(self, user: User, fetch: Fetch) -> None:
+        before = await fetch("SELECT ctid::text FROM row_count")
+        async with transaction() as db:
+            await crud_users.update(db, {"name": "New Name", "updated_at": now()}, id=user.id)
+        assert await fetch("SELECT ctid::text FROM row_count") == before
