@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -241,6 +242,40 @@ class TestGetMulti:
             "page": page,
             "items_per_page": limit,
         }
+
+    @pytest.mark.parametrize("kept", [True, False])
+    async def test_every_page_of_what_is_left(self, reading: Database, fetch: Fetch, kept: bool) -> None:
+        """From either end, with gaps where rows were deleted; the total is a kept one or counted."""
+        users = [await make_user(name="Same") for _ in range(9)]
+        gone = [users[n].id for n in (0, 3, 4, 8)]
+        await fetch('UPDATE "user" SET is_deleted = true WHERE id = ANY($1)', gone)
+        left = [user.id for user in users if user.id not in gone]
+        filters: dict[str, Any] = {"is_deleted": False} if kept else {"is_deleted": False, "name": "Same"}
+        for limit in (1, 2, 3, 100):
+            for offset in range(8):
+                found = await crud_users.get_multi(reading, offset, limit, ["name", "id"], **filters)
+                assert [row["id"] for row in found["data"]] == left[offset : offset + limit]
+                assert (found["total_count"], found["has_more"]) == (5, offset + limit < 5)
+            for after in range(11):
+                found = await crud_users.get_multi(reading, 0, limit, ["id"], after=after, **filters)
+                following = [id for id in left if id > after]
+                assert [row["id"] for row in found["data"]] == following[:limit]
+                assert (found["total_count"], found["has_more"], found["page"]) == (5, limit < len(following), None)
+
+    async def test_pages_in_the_order_of_a_key_of_two_columns(self, tables: None) -> None:
+        async with transaction() as db:
+            for first, second in ((2, 1), (1, 2), (1, 1), (2, 2)):
+                await crud_plain.create(db, PlainBody(first=first, second=second))
+        for offset, keys in ((1, [(1, 2), (2, 1)]), (2, [(2, 1), (2, 2)]), (3, [(2, 2)]), (4, [])):
+            found = await crud_plain.get_multi(Reader(), offset, 2, ["second", "first"])
+            assert [(row["first"], row["second"]) for row in found["data"]] == keys
+            assert found["total_count"] == 4
+        with pytest.raises(ValueError, match="a primary key of one column"):
+            await crud_plain.get_multi(Reader(), after=1)
+
+    async def test_after_goes_with_no_offset(self, reading: Database) -> None:
+        with pytest.raises(ValueError, match="not with an offset"):
+            await crud_users.get_multi(reading, 1, after=1)
 
     async def test_total_counts_what_matches(self, reading: Database) -> None:
         for name in ("Same", "Same", "Else", "Same"):

@@ -54,6 +54,12 @@ class TestReads:
         assert response.json()["total_count"] == 31
         only_read(statements, 1)
 
+    async def test_users_after_a_cursor(self, client: httpx.AsyncClient, statements: Statements) -> None:
+        cursor = (await client.get("/api/v1/users")).json()["next_cursor"]
+        statements.clear()
+        assert (await client.get(f"/api/v1/users?cursor={cursor}")).json()["total_count"] == 31
+        only_read(statements, 1)
+
     async def test_posts_and_their_cached_answer(
         self, client: httpx.AsyncClient, user: User, statements: Statements
     ) -> None:
