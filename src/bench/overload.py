@@ -21,6 +21,7 @@ from bench.services import Service, running_bench, sign_in
 
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0)
 WITHOUT = 1_000_000_000
+ENDPOINTS = ("user", "users", "cached", "me", "patch")
 COLUMNS = (
     "limit", "load", "arrive/s", "200/s", "of best", "503/s", "not sent", "processor", "p50 ms", "p99 ms", "lag p99 ms",
 )  # fmt: skip
@@ -40,10 +41,11 @@ class Point:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--endpoint", default="user", help="of those that are compared with the floor")
+    parser.add_argument("--endpoint", choices=ENDPOINTS, default="user", help="what is asked; default: user")
     parser.add_argument("--rounds", type=int, default=3, help="of which the one in the middle is shown")
     parser.add_argument("--seconds", type=float, default=4, help="for each load, each round")
     parser.add_argument("--connections", type=int, default=2000, help="on which requests arrive")
+    parser.add_argument("--max-lag", type=float, default=50, help="milliseconds by which half the requests may be late")
     parser.add_argument("--limit", type=int, help="MAX_CONCURRENT_REQUESTS; default: what the service has")
 
 
@@ -69,21 +71,14 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             for name, service in services.items():
                 for factor, point in _round(pool, service, requests, options).items():
                     points[name][factor].append(point)
-    found = {
-        name: {factor: sorted(rounds, key=lambda point: point.share)[len(rounds) // 2] for factor, rounds in by.items()}
-        for name, by in points.items()
-    }
-    shares = {
-        name: {factor: [point.share for point in rounds] for factor, rounds in by.items()}
-        for name, by in points.items()
-    }
-    result = {
-        name: {
-            factor: {**asdict(point.outcome), "share_of_best": point.share, "shares_of_best": shares[name][factor]}
-            for factor, point in by.items()
-        }
-        for name, by in found.items()
-    }
+    found: dict[str, dict[float, Point]] = defaultdict(dict)
+    result: dict[str, dict[float, Any]] = defaultdict(dict)
+    for name, by_factor in points.items():
+        for factor, rounds in by_factor.items():
+            rounds.sort(key=lambda point: point.share)
+            middle = found[name][factor] = rounds[len(rounds) // 2]
+            shares = [point.share for point in rounds]
+            result[name][factor] = {**asdict(middle.outcome), "share_of_best": middle.share, "shares_of_best": shares}
     return {"overload": result}, table(found)
 
 
@@ -97,7 +92,13 @@ def _round(
     outcomes = {}
     for factor in FACTORS:
         offer = Offer(
-            service.port, service.process.pid, requests, factor * saturated, options.seconds, options.connections
+            service.port,
+            service.process.pid,
+            requests,
+            per_second=factor * saturated,
+            seconds=options.seconds,
+            connections=options.connections,
+            max_lag_ms=options.max_lag,
         )
         outcomes[factor] = pool.submit(arrivals.run, offer).result()
     best = max(saturated, *(outcome.answered_per_second for outcome in outcomes.values()))

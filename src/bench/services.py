@@ -131,25 +131,23 @@ class Bench:
     @contextmanager
     def service(self, name: str, *, may_warn: bool = False, **settings: str) -> Iterator[Service]:
         """Run one of the services; raises BenchError when it has written an error or, but for `may_warn`, a warning."""
+        log = self.directory / f"{name}-{secrets.token_hex(4)}.log"
         with ExitStack() as stack:
-            yield self._start(name, settings, stack)
-            log = self._log(name).read_text(errors="replace")
+            yield self._start(name, log, settings, stack)
+            text = log.read_text(errors="replace")
             levels = ("ERROR",) if may_warn else ("ERROR", "WARNING")
-            if told := [line for line in log.splitlines() if any(level in line for level in levels)]:
+            if told := [line for line in text.splitlines() if any(level in line for level in levels)]:
                 raise BenchError(f"{name} was not well:\n" + "\n".join(told[:10]))
 
-    def _log(self, name: str) -> Path:
-        return self.directory / f"{name}.log"
-
-    def _start(self, name: str, settings: Mapping[str, str], stack: ExitStack) -> Service:
+    def _start(self, name: str, log: Path, settings: Mapping[str, str], stack: ExitStack) -> Service:
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", APPS[name], "--host", HOST, "--port", str(port)]
         # No access log, as under gunicorn, which is how the service runs in production. Connections stay open while
         # another service is asked.
         command += ["--no-access-log", "--timeout-keep-alive", "600"]
         began = time.perf_counter()
-        with self._log(name).open("wb") as log:
-            process = Process(command, cwd=SRC, env={**self.environment, **settings}, output=log)
+        with log.open("wb") as output:
+            process = Process(command, cwd=SRC, env={**self.environment, **settings}, output=output)
         stack.callback(process.stop)
         url = f"http://{HOST}:{port}/health"
         while time.perf_counter() < began + START_SECONDS and process.returncode is None:
@@ -159,7 +157,7 @@ class Bench:
                 time.sleep(0.01)
             else:
                 return Service(port, process, time.perf_counter() - began)
-        raise BenchError(f"{name} did not start:\n{self._log(name).read_text(errors='replace')}")
+        raise BenchError(f"{name} did not start:\n{log.read_text(errors='replace')}")
 
 
 def password_hash() -> str:
