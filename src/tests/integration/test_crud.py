@@ -258,7 +258,7 @@ class TestGetMulti:
                 assert (found["total_count"], found["has_more"]) == (5, offset + limit < 5)
             for after in range(11):
                 found = await crud_users.get_multi(reading, 0, limit, ["id"], after=after, **filters)
-                following = [id for id in left if id > after]
+                following = [left_id for left_id in left if left_id > after]
                 assert [row["id"] for row in found["data"]] == following[:limit]
                 assert (found["total_count"], found["has_more"], found["page"]) == (5, limit < len(following), None)
 
