@@ -15,39 +15,41 @@ down_revision: str | Sequence[str] | None = '6710f069b016'
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-# A transaction changes a slot that no other one holds, or adds one: writers never wait for each other. In between it
-# folds a second free slot into the first, so that those added by many at once become few again. `row_count.held` is
-# where the transaction left the slot that it changed last: found by key, it would come after all its older versions,
-# and ten thousand rows written one by one would take seconds. Above READ COMMITTED, a slot changed meanwhile would
-# be an error: there each call adds one.
+# A transaction changes a slot that no other one holds, or adds one: writers never wait for each other. Now and then it
+# folds another free slot into it, so that those added by many at once become few again. `row_count.held` is where the
+# transaction left the slot that it changed last: found by key, it would come after all its older versions, and ten
+# thousand rows written one by one would take seconds. Above READ COMMITTED, a slot that was changed meanwhile would be
+# an error: there a slot is added.
 ADD_TO_ROW_COUNT = """
 CREATE FUNCTION add_to_row_count(counted text, whose bigint, change bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
   place text := current_setting('row_count.held', true);
-  held tid := nullif(place, '');
-  free bigint[];
+  held tid;
+  slot bigint;
   surplus bigint;
   remaining bigint;
 BEGIN
-  IF held IS NOT NULL THEN
+  IF place <> '' THEN
+    held := place;
     UPDATE row_count SET rows = rows + change WHERE ctid = held AND relation = counted AND owner = whose
     RETURNING ctid, rows INTO held, remaining;
   END IF;
   IF remaining IS NULL THEN
-    SELECT array_agg(id) INTO free FROM (
-      SELECT id FROM row_count
-      WHERE relation = counted AND owner = whose AND current_setting('transaction_isolation') = 'read committed'
-      LIMIT 2 FOR UPDATE SKIP LOCKED
-    ) AS slots;
-    IF free[2] IS NOT NULL THEN
-      DELETE FROM row_count WHERE relation = counted AND owner = whose AND id = free[2] RETURNING rows INTO surplus;
-      change := change + surplus;
-    END IF;
-    IF free IS NULL THEN
+    SELECT id INTO slot FROM row_count
+    WHERE relation = counted AND owner = whose AND current_setting('transaction_isolation') = 'read committed'
+    LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF slot IS NULL THEN
       INSERT INTO row_count (relation, owner, rows) VALUES (counted, whose, change)
       RETURNING ctid, rows INTO held, remaining;
     ELSE
-      UPDATE row_count SET rows = rows + change WHERE relation = counted AND owner = whose AND id = free[1]
+      IF random() < 0.1 THEN
+        DELETE FROM row_count WHERE relation = counted AND owner = whose AND id = (
+          SELECT id FROM row_count WHERE relation = counted AND owner = whose AND id <> slot
+          LIMIT 1 FOR UPDATE SKIP LOCKED
+        ) RETURNING rows INTO surplus;
+      END IF;
+      UPDATE row_count SET rows = rows + change + coalesce(surplus, 0)
+      WHERE relation = counted AND owner = whose AND id = slot
       RETURNING ctid, rows INTO held, remaining;
     END IF;
   END IF;
