@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 LEASE_SECONDS = 2
+LEASES_AWAITED = 2
+"""Who has waited for so many that came to nothing waits no more: it may be an answer that is not kept, like a 404."""
 MAX_ANSWER_BYTES = 256 * 1024
 """Larger answers are not stored: a few readers of long pages could fill the server."""
 _LEASE = b"\x00"  # JSON never begins with it
@@ -176,6 +178,7 @@ class CacheStore:
         keys = [key, _index(key), _INDEXES]
         args: list[bytes | int] = [lease, LEASE_SECONDS * 1000, expiration + LEASE_SECONDS + 1]
         deadline, pause = time.monotonic() + LEASE_SECONDS, 0.005
+        leases = set[bytes]()
         while True:
             self._refuse_distrusted()
             async with self._reads.guard():
@@ -186,9 +189,12 @@ class CacheStore:
             answer = value[:-_SEAL_BYTES]
             if value[-_SEAL_BYTES:] == seal(key, answer):
                 return answer
-            if time.monotonic() > deadline:
+            is_lease = value.startswith(_LEASE)
+            if is_lease:
+                leases.add(value)
+            if time.monotonic() > deadline or len(leases) > LEASES_AWAITED:
                 raise RedisUnavailableError("The answer that another request is preparing did not come")
-            if value.startswith(_LEASE):
+            if is_lease:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 0.05)
             else:  # cut, of another key, or not ours at all

@@ -14,9 +14,11 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
 
 from app.api.dependencies import ReaderDep, SessionDep
+from app.core import cache as cache_module
 from app.core.cache import LEASE_SECONDS, cache
 from app.core.config import settings
 from app.core.database import on_commit
+from app.core.exceptions import NotFoundError
 from app.crud.crud_posts import crud_posts
 from app.models.post import Post
 from app.models.user import User
@@ -340,6 +342,26 @@ class TestStampede:
             answers = [await reader for reader in readers]
         assert sorted(answer.status_code for answer in answers) == [200] * 19 + [500]
         assert hooks.reads == 2
+
+    async def test_many_who_ask_for_what_is_not_kept_do_not_wait_for_one_another(
+        self, own: httpx.AsyncClient, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cache_module, "LEASE_SECONDS", 60)
+        together = most = 0
+
+        async def fail() -> None:
+            nonlocal together, most
+            together += 1
+            most = max(most, together)
+            await asyncio.sleep(0.1)
+            together -= 1
+            raise NotFoundError
+
+        hooks.after_read = fail
+        async with asyncio.timeout(10):  # one after the other it would take twenty seconds
+            answers = await asyncio.gather(*(own.get("/posts/1") for _ in range(200)))
+        assert [answer.status_code for answer in answers] == [404] * 200
+        assert most > 100
 
     async def test_answer_that_takes_longer_than_a_lease(
         self, own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post
