@@ -67,13 +67,20 @@ END $$
 KEEP_ROW_COUNT = """
 CREATE FUNCTION keep_row_count(counted text, owner_column text DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-  owner text := coalesce(quote_ident(owner_column), '0');
+  function_name text := 'count_rows_of_' || counted;
   soft boolean := EXISTS (
     SELECT FROM pg_attribute WHERE attrelid = quote_ident(counted)::regclass AND attname = 'is_deleted'
   );
-  living text := CASE WHEN soft THEN 'NOT is_deleted' ELSE 'true' END;
   changing text := concat_ws(', ', CASE WHEN soft THEN 'is_deleted' END, quote_ident(owner_column));
-  function_name text := 'count_rows_of_' || counted;
+  -- For a row of a table, for OLD and for NEW.
+  places text[] := ARRAY['', 'OLD.', 'NEW.'];
+  owner text[] := ARRAY(SELECT coalesce(place || quote_ident(owner_column), '0') FROM unnest(places) AS place);
+  living text[] := ARRAY(
+    SELECT concat_ws(
+      ' AND ', 'true', CASE WHEN soft THEN 'NOT ' || place || 'is_deleted' END,
+      place || quote_ident(owner_column) || ' IS NOT NULL'
+    ) FROM unnest(places) AS place
+  );
 BEGIN
   EXECUTE format('LOCK TABLE %I IN SHARE ROW EXCLUSIVE MODE', counted);
   EXECUTE format('DROP FUNCTION IF EXISTS %I CASCADE', function_name);
@@ -92,16 +99,14 @@ BEGIN
           many := add_to_row_count(%2$L, whose, -many);
         END LOOP;
       ELSIF TG_OP = 'UPDATE' THEN
-        IF %5$s THEN many := add_to_row_count(%2$L, %6$s, -1); END IF;
-        IF %7$s THEN many := add_to_row_count(%2$L, %8$s, 1); END IF;
+        IF %6$s THEN many := add_to_row_count(%2$L, %5$s, -1); END IF;
+        IF %8$s THEN many := add_to_row_count(%2$L, %7$s, 1); END IF;
       ELSE
         DELETE FROM row_count WHERE relation = %2$L;
       END IF;
       RETURN NULL;
     END $body$
-  $function$, function_name, counted, owner, living,
-    replace(living, 'is_deleted', 'OLD.is_deleted'), coalesce('OLD.' || quote_ident(owner_column), '0'),
-    replace(living, 'is_deleted', 'NEW.is_deleted'), coalesce('NEW.' || quote_ident(owner_column), '0'));
+  $function$, function_name, counted, owner[1], living[1], owner[2], living[2], owner[3], living[3]);
   EXECUTE format(
     'CREATE TRIGGER count_inserted AFTER INSERT ON %I REFERENCING NEW TABLE AS new_rows EXECUTE FUNCTION %I()',
     counted, function_name
@@ -121,7 +126,7 @@ BEGIN
   DELETE FROM row_count WHERE relation = counted;
   EXECUTE format(
     'INSERT INTO row_count (relation, owner, rows) SELECT %2$L, %3$s, count(*) FROM %1$I WHERE %4$s GROUP BY 2',
-    counted, counted, owner, living
+    counted, counted, owner[1], living[1]
   );
 END $$
 """

@@ -328,6 +328,9 @@ class TestKeepRowCount:
                 assert await kept() == ([(2, 2)] if owned else [(0, 2)])
             await connection.execute('DELETE FROM "Big Book" WHERE id > 1')
             assert sum(rows for _, rows in await kept()) == (0 if soft else 1)
+            await connection.execute('INSERT INTO "Big Book" (id, "Shelf No") VALUES (5, NULL), (6, 3)')
+            await connection.execute('UPDATE "Big Book" SET "Shelf No" = NULL WHERE id = 6')
+            assert sum(rows for _, rows in await kept()) == (0 if soft else 1) + (0 if owned else 2)
             await connection.execute('TRUNCATE "Big Book"')
             assert await kept() == []
         finally:
