@@ -37,6 +37,7 @@ from app.models.row_count import Counted, RowCount
 _PARAMETER = "parameter"
 Shape = tuple[tuple[str, str | bool | None], ...]
 Columns = tuple[str, ...]
+_FOUND = "found?"  # no attribute is called so
 _ZERO, _ONE = literal_column("0", BigInteger), literal_column("1", BigInteger)
 
 
@@ -166,12 +167,12 @@ def _with_total(model: type[Base], columns: Columns, total: CTE, keys: Subquery)
     """
     known = columns_of(model)
     names = dict.fromkeys((*columns, *key_names(model)))
-    row = select(*(known[name].label(name) for name in names), true().label("found"))
+    row = select(*(known[name].label(name) for name in names), true().label(_FOUND))
     same_key = [column == walked for column, walked in zip(primary_key(model), keys.c, strict=True)]
     # LATERAL and LIMIT: row by row. The planner takes the keys for many, and would read the whole table beside them.
     page = row.where(*same_key).limit(_ONE).lateral("page")
     return (
-        select(*(page.c[name] for name in columns), page.c.found, total.c.rows)
+        select(*(page.c[name] for name in columns), page.c[_FOUND], total.c.rows)
         .select_from(total.outerjoin(keys.join(page, true()), true()))
         .order_by(*(page.c[name] for name in key_names(model)))
         .execution_options(**BUILT_ONCE)

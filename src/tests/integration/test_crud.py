@@ -83,6 +83,19 @@ class Plain(OwnBase):
     name: Mapped[str] = mapped_column(String(10))
 
 
+class Found(OwnBase):
+    __tablename__ = "crud_found"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    found: Mapped[bool]
+    rows: Mapped[int]
+
+
+class FoundBody(BaseModel):
+    found: bool
+    rows: int
+
+
 class PlainBody(Body):
     first: int
     second: int
@@ -91,6 +104,7 @@ class PlainBody(Body):
 crud_mixed = CRUDBase[Mixed, Body, Body, Body, Body](Mixed)
 crud_bare = CRUDBase[Bare, Body, Body, Body, Body](Bare)
 crud_flag_only = CRUDBase[FlagOnly, Body, Body, Body, Body](FlagOnly)
+crud_found = CRUDBase[Found, FoundBody, Body, Body, Body](Found)
 crud_plain = CRUDBase[Plain, PlainBody, Body, Body, Body](Plain)
 
 
@@ -272,6 +286,14 @@ class TestGetMulti:
             assert found["total_count"] == 4
         with pytest.raises(ValueError, match="a primary key of one column"):
             await crud_plain.get_multi(Reader(), after=1)
+
+    async def test_columns_may_be_called_like_what_a_page_knows_of_itself(self, tables: None) -> None:
+        async with transaction() as db:
+            for found in (False, True):
+                await crud_found.create(db, FoundBody(found=found, rows=7))
+        for offset, data in ((0, [{"found": False, "rows": 7}]), (1, [{"found": True, "rows": 7}]), (2, [])):
+            page = await crud_found.get_multi(Reader(), offset, 1, ["found", "rows"])
+            assert (page["data"], page["total_count"]) == (data, 2)
 
     async def test_after_goes_with_no_offset(self, reading: Database) -> None:
         with pytest.raises(ValueError, match="not with an offset"):
