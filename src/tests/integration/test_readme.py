@@ -330,7 +330,11 @@ class TestExtending:
         for block in filter(has_file, chapter[:cached]):
             type_in(block, clone)
         reserve_usernames(src)
-        await asyncio.to_thread(reader, shell('alembic revision --autogenerate -m "add books"'), src)
+        revision, upgrade = shell('alembic revision --autogenerate -m "add books"').splitlines()
+        await asyncio.to_thread(reader, revision, src)
+        (migration,) = (src / "migrations" / "versions").glob("*_add_books.py")
+        count_in(migration, next(block for block in chapter if "keep_row_count" in block.text))
+        await asyncio.to_thread(reader, upgrade, src)
         server = await run_server(cwd=src, environment=environment)
         headers = await self._sign_up_as_superuser(server.client, database)
         await self._use_routes(server.client, headers)
@@ -346,7 +350,7 @@ class TestExtending:
         for block in filter(has_file, blocks_of(section_of(README, "## 7. Testing"))):
             type_in(block, clone)
         typed = {str(block.file).removeprefix("src/") for block in BLOCKS if has_file(block)}
-        (tour,) = [block for block in chapter if not has_file(block)]
+        (tour,) = [block for block in chapter if "async def tour" in block.text]
         (src / "tour.py").write_text(f"{tour.text}\n\nasyncio.run(tour())\n".replace("from", "import asyncio\nfrom", 1))
         last = f"""
             python tour.py
@@ -382,11 +386,19 @@ class TestExtending:
         assert page["data"] == [book]
         printed = json.loads(example.text)
         printed["data"][0]["created_at"] = book["created_at"]
-        assert printed == page
+        assert {**printed, "next_cursor": None} == page
         patched = await client.patch("/api/v1/book/1", json={"summary": "A match is made."}, headers=headers)
         assert patched.json() == {**book, "summary": "A match is made."}
         for wrong in ({"pages": None}, {"colour": "red"}):
             assert (await client.patch("/api/v1/book/1", json=wrong, headers=headers)).status_code == 422
+        second = {"title": "Sanditon", "pages": 80}
+        await client.post("/api/v1/book", json=second, headers=headers)
+        first = (await client.get("/api/v1/books?items_per_page=1")).json()
+        assert (first["total_count"], first["has_more"]) == (2, True)
+        cursor = first["next_cursor"]
+        following = (await client.get(f"/api/v1/books?cursor={cursor}")).json()["data"]
+        assert [book["title"] for book in following] == ["Sanditon"]
+        await client.delete(f"/api/v1/book/{following[0]['id']}", headers=headers)
         deleted = await client.delete("/api/v1/book/1", headers=headers)
         assert deleted.json() == {"message": "Book deleted"}
         assert (await client.get("/api/v1/books")).json()["total_count"] == 0
@@ -441,6 +453,14 @@ def reserve_usernames(src: Path) -> None:
     file.write_text(text.replace("frozenset({", f'frozenset({{\n    "{words[1]}", "{words[2]}",'))
 
 
+def count_in(migration: Path, block: Block) -> None:
+    """What 5.7.2 asks for in words: one line at the end of `upgrade`, the other at the beginning of `downgrade`."""
+    keep, forget = block.text.splitlines()
+    upgrade, downgrade = "# ### end Alembic commands ###", "def downgrade() -> None:\n"
+    text = migration.read_text().replace(upgrade, f"{upgrade}\n    {keep}", 1)
+    migration.write_text(text.replace(downgrade, f"{downgrade}    {forget}\n", 1))
+
+
 def type_in(block: Block, clone: Path) -> None:
     """Do with a block what a reader does: make the file, or put each part of the block where it belongs in it."""
     assert block.file
@@ -468,6 +488,8 @@ def _with(text: str, block: str, statement: ast.stmt) -> str:
             return _replace(text, end + 1, end, ["", "", *new])
         case ast.ClassDef():
             (old,) = [node for node in there if isinstance(node, ast.ClassDef) and node.name == statement.name]
+            if [*map(ast.dump, statement.bases)] != [*map(ast.dump, old.bases)]:
+                return _replace(text, old.lineno, old.end_lineno, new)
             for assignment in statement.body:
                 for node in old.body:
                     if ast.dump(_target(node)) == ast.dump(_target(assignment)):
