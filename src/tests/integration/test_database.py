@@ -528,6 +528,7 @@ class TestConnectionSettings:
         ("name", "value"),
         [
             ("TimeZone", "UTC"),
+            ("jit", "off"),
             ("statement_timeout", f"{settings.POSTGRES_STATEMENT_TIMEOUT * 1000:.0f}ms"),
             ("lock_timeout", f"{settings.POSTGRES_LOCK_TIMEOUT * 1000:.0f}ms"),
             ("idle_in_transaction_session_timeout", f"{settings.POSTGRES_STATEMENT_TIMEOUT * 2000:.0f}ms"),
