@@ -91,9 +91,21 @@ class LoadSheddingMiddleware:
         else:
             self._under_way += 1
             try:
-                await self.app(scope, receive, send)
+                await self.app(scope, self._outside(receive), send)
             finally:
                 self._under_way -= 1
+
+    def _outside(self, receive: Receive) -> Receive:
+        """Who sends slowly takes no place meanwhile: a thousand who never end would shut everybody out."""
+
+        async def receive_outside() -> Message:
+            self._under_way -= 1
+            try:
+                return await receive()
+            finally:
+                self._under_way += 1
+
+        return receive_outside
 
     def _log(self) -> None:
         self._refused += 1

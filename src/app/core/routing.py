@@ -10,6 +10,7 @@ from typing import Any, cast
 import fastapi
 from fastapi import FastAPI, params
 from fastapi.routing import APIRoute, iter_route_contexts
+from starlette.convertors import FloatConvertor, IntegerConvertor, StringConvertor, UUIDConvertor
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
@@ -20,6 +21,8 @@ Declared = tuple[str, Callable[..., Any], dict[str, Any]]
 class APIRouter(fastapi.APIRouter):
     """FastAPI's router, but what is declared on it is built once, by the application: FastAPI builds a route where it
     is declared, and again for each router that includes it, which would take a quarter of the start.
+
+    FastAPI's own routers include it, and it includes them; what it has declared by then is built as they build it.
     """
 
     def __init__(
@@ -30,15 +33,21 @@ class APIRouter(fastapi.APIRouter):
         dependencies: Sequence[params.Depends] = (),
         responses: Mapping[int | str, dict[str, Any]] | None = None,
     ) -> None:
-        self._declared: list[Declared] = []
+        # In their order: routes, and routers with the prefix under which they are included.
+        self._pending: list[Declared | tuple[str, APIRouter]] = []
         super().__init__(prefix=prefix, tags=[*tags], dependencies=dependencies, responses={**(responses or {})})
 
     @property
     def routes(self) -> list[BaseRoute]:
         """The routes for whoever looks at them before the application does: they are built then, as FastAPI does it."""
-        declared, self._declared = self._declared, []
-        for path, endpoint, options in declared:
-            super().add_api_route(path, endpoint, **options)
+        pending, self._pending = self._pending, []
+        for item in pending:
+            if len(item) == 2:
+                prefix, router = item
+                super().include_router(router, prefix=prefix)
+            else:
+                path, endpoint, options = item
+                super().add_api_route(path, endpoint, **options)
         return self.built
 
     @routes.setter
@@ -46,24 +55,32 @@ class APIRouter(fastapi.APIRouter):
         self.built = routes
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        self._declared.append((path, endpoint, options))
+        self._pending.append((path, endpoint, options))
 
-    def include_router(self, router: fastapi.APIRouter, **options: Any) -> None:
-        if isinstance(router, APIRouter) and not router.built and options.keys() <= {"prefix"}:
-            prefix = options.get("prefix", "")
-            self._declared += [(prefix + path, endpoint, its) for path, endpoint, its in router.declared()]
+    def include_router(self, router: fastapi.APIRouter, *, prefix: str = "", **options: Any) -> None:
+        is_plain = not (options or router.on_startup or router.on_shutdown)
+        if isinstance(router, APIRouter) and router is not self and not router.built and is_plain:
+            if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+                raise ValueError(f"the prefix {prefix!r} must begin with a slash and not end with one")
+            self._pending.append((prefix, router))
         else:
-            super().include_router(router, **options)
+            super().include_router(router, prefix=prefix, **options)
 
     def declared(self) -> Iterator[Declared]:
         """What is not built yet, with all that it inherits from this router."""
-        for path, endpoint, options in self._declared:
-            inherited = {
-                "tags": [*self.tags, *(options.get("tags") or [])],
-                "dependencies": [*self.dependencies, *(options.get("dependencies") or [])],
-                "responses": {**self.responses, **(options.get("responses") or {})},
-            }
-            yield self.prefix + path, endpoint, {**options, **inherited}
+        for item in self._pending:
+            if len(item) == 2:
+                below, router = item
+                routes = [(below + path, endpoint, options) for path, endpoint, options in router.declared()]
+            else:
+                routes = [item]
+            for path, endpoint, options in routes:
+                inherited = {
+                    "tags": [*self.tags, *(options.get("tags") or [])],
+                    "dependencies": [*self.dependencies, *(options.get("dependencies") or [])],
+                    "responses": {**self.responses, **(options.get("responses") or {})},
+                }
+                yield self.prefix + path, endpoint, {**options, **inherited}
 
 
 def add_routes(app: FastAPI, router: fastapi.APIRouter) -> None:
@@ -73,6 +90,9 @@ def add_routes(app: FastAPI, router: fastapi.APIRouter) -> None:
     """
     declared = list(router.declared()) if isinstance(router, APIRouter) else []
     built = router.built if isinstance(router, APIRouter) else router.routes
+    # What the router does at the start and at the end; its routes follow.
+    app.include_router(fastapi.APIRouter(lifespan=router.lifespan_context))
+    app.router.routes.pop()
     app.router.route_class = FlatRoute
     app.router.generate_unique_id_function = attrgetter("name")
     options = inspect.signature(APIRoute).parameters.keys() - {"path", "endpoint", "form_limits", "max_body_size"}
@@ -82,10 +102,13 @@ def add_routes(app: FastAPI, router: fastapi.APIRouter) -> None:
             inherited: dict[str, Any] = {name: getattr(context, name) for name in options}
             inherited |= {"form_limits": original.form_limits, "max_body_size": original.max_body_size}
             inherited |= {"dependency_overrides_provider": app, "generate_unique_id_function": attrgetter("name")}
-            app.router.routes.append(FlatRoute(cast(str, context.path), original.endpoint, **inherited))
-        else:
-            app.router.routes.append(getattr(context, "starlette_route", None) or original)
+            kind = FlatRoute if type(original) is APIRoute else type(original)
+            app.router.routes.append(kind(cast(str, context.path), original.endpoint, **inherited))
+        else:  # a WebSocket's or a mounted application's, with the prefixes before it
+            app.router.routes.append(cast(BaseRoute, context._effective_route))  # noqa: SLF001
     for path, endpoint, its in declared:
+        if not path:
+            raise ValueError(f"{endpoint.__name__}: the prefix and the path cannot both be empty")
         app.router.add_api_route(path, endpoint, **its)
 
 
@@ -105,6 +128,8 @@ class FlatRoute(APIRoute):
 
     @functools.cached_property
     def _slashes(self) -> Container[int]:
-        """How many there may be: only a parameter of the type `path` holds some."""
+        """How many there may be: a parameter that is neither text nor a number, such as a path, may hold some."""
         number = self.path.count("/")
-        return range(number, sys.maxsize) if ":path}" in self.path else (number,)
+        holds_none = (StringConvertor, IntegerConvertor, FloatConvertor, UUIDConvertor)
+        is_fixed = all(type(convertor) in holds_none for convertor in self.param_convertors.values())
+        return (number,) if is_fixed else range(sys.maxsize)

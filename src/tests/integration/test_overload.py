@@ -4,6 +4,7 @@ import asyncio
 import http.client
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,10 +13,18 @@ from fastapi import APIRouter
 
 from app.api.health import router as health
 from scripts.servers import HOST
+from tests.environment import SRC
 from tests.fixtures import LogRecords, RunServer, open_client
 from tests.helper import wait_until
-from tests.integration.own_app import build, send
+from tests.integration.own_app import MODULE, build, send
 
+SLOW = """
+@router.get("/slow")
+async def slow() -> None:
+    open("arrived", "w").close()
+    while not os.path.exists("leave"):
+        await asyncio.sleep(0.01)
+"""
 REFUSED = {"detail": "The service has too much to do: try again"}
 
 
@@ -104,21 +113,20 @@ async def test_pages_of_other_origins_can_read_it(app: Any, place: Place) -> Non
 
 
 @pytest.mark.parametrize("http_implementation", ["httptools", "h11"])
-async def test_connection_of_a_refused_request_goes_on(run_server: RunServer, http_implementation: str) -> None:
+async def test_connection_of_a_refused_request_goes_on(
+    run_server: RunServer, tmp_path: Path, http_implementation: str
+) -> None:
     """Also when the body of what was refused has not been read."""
-    command = ["uvicorn", "app.main:app", "--port", "{port}", "--http", http_implementation]
-    server = await run_server(command, environment={"MAX_CONCURRENT_REQUESTS": "1", "REQUEST_TIMEOUT": "60"})
-    reader, writer = await asyncio.open_connection(HOST, server.port)
-    # Takes the one place until the rest of its body comes.
-    writer.write(
-        b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{"
-    )
+    (tmp_path / "own.py").write_text(MODULE.replace("{routes}", SLOW))
+    command = ["uvicorn", "own:app", "--port", "{port}", "--http", http_implementation]
+    environment = {"PYTHONPATH": str(SRC), "MAX_CONCURRENT_REQUESTS": "1"}
+    server = await run_server(command, environment=environment, cwd=tmp_path)
+    slow = asyncio.create_task(send(server.port, "GET", "/slow"))
 
-    async def is_full() -> bool:
-        status, _, _ = await send(server.port, "GET", "/api/v1/users")
-        return status == 503
+    async def has_arrived() -> bool:
+        return (tmp_path / "arrived").exists()
 
-    await wait_until(is_full)
+    await wait_until(has_arrived)
     connection = http.client.HTTPConnection(HOST, server.port, timeout=20)
     for method, body in (("GET", None), ("POST", b"x" * 500_000), ("HEAD", None), ("POST", b"{}"), ("GET", None)):
         connection.request(method, "/api/v1/user", body)
@@ -126,10 +134,23 @@ async def test_connection_of_a_refused_request_goes_on(run_server: RunServer, ht
         assert response.status == 503
         assert response.headers["retry-after"] == "1"
         assert bool(response.read()) is (method != "HEAD")
-    writer.write(b"}")
-    assert (await reader.readline()).startswith(b"HTTP/1.1 422 ")
-    writer.close()
+    (tmp_path / "leave").touch()
+    assert (await slow)[0] == 200
     connection.request("GET", "/api/v1/users")
     response = connection.getresponse()
     assert response.status == 200
     connection.close()
+
+
+async def test_who_sends_slowly_takes_no_place(run_server: RunServer) -> None:
+    server = await run_server(environment={"MAX_CONCURRENT_REQUESTS": "2"})
+    writers = []
+    for _ in range(20):
+        _, writer = await asyncio.open_connection(HOST, server.port)
+        writer.write(b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        writers.append(writer)
+    for _ in range(20):
+        assert (await send(server.port, "GET", "/api/v1/users"))[0] == 200
+    for writer in writers:
+        writer.close()

@@ -1,10 +1,16 @@
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import fastapi
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, WebSocket, WebSocketException
+from fastapi.exceptions import FastAPIError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.routing import Match, Mount
+from starlette.types import Message
 
 from app.core.routing import APIRouter, FlatRoute, add_routes
 from app.core.setup import DOCS_ASSETS
@@ -100,6 +106,93 @@ async def test_an_application_of_fastapi_takes_it_too() -> None:
         assert (await client.get("/v1/stock/things/pen?token=x")).json() == {"name": "pen"}
 
 
+@pytest.mark.parametrize("kind", [APIRouter, fastapi.APIRouter])
+class TestLikeFastAPI:
+    """What FastAPI's routers do is done, whichever kind they are."""
+
+    def test_a_route_declared_after_its_router_is_included(self, kind: Router) -> None:
+        inner, outer = kind(), kind(prefix="/v1")
+        outer.include_router(inner, prefix="/late")
+        inner.get("/thing")(guard)
+        assert paths(built(outer)) == ["/v1/late/thing"]
+
+    @pytest.mark.parametrize("prefix", ["things", "/things/"])
+    def test_prefixes_that_make_no_path(self, kind: Router, prefix: str) -> None:
+        with pytest.raises((AssertionError, ValueError)):
+            kind().include_router(kind(), prefix=prefix)
+
+    def test_nothing_before_and_nothing_behind(self, kind: Router) -> None:
+        inner, outer = kind(), kind()
+        inner.get("")(guard)
+
+        def include_and_build() -> FastAPI:
+            outer.include_router(inner)
+            return built(outer)
+
+        with pytest.raises((FastAPIError, ValueError), match="both"):
+            include_and_build()
+
+    def test_a_router_in_itself(self, kind: Router) -> None:
+        router = kind()
+        with pytest.raises(AssertionError):
+            router.include_router(router)
+
+    async def test_start_and_end(self, kind: Router) -> None:
+        events: list[str] = []
+
+        @asynccontextmanager
+        async def run(_: FastAPI) -> AsyncIterator[None]:
+            events.append("begins")
+            yield
+            events.append("ends")
+
+        inner, outer = kind(), kind()
+        inner.include_router(fastapi.APIRouter(lifespan=run))
+        inner.add_event_handler("startup", lambda: events.append("starts"))
+        outer.include_router(inner)
+        application = built(outer)
+        async with application.router.lifespan_context(application):
+            assert {*events} == {"begins", "starts"}
+        assert events[-1] == "ends"
+
+    async def test_websockets_and_mounted_applications(self, kind: Router) -> None:
+        async def refuse(websocket: WebSocket) -> None:
+            raise WebSocketException(1008)
+
+        async def talk(websocket: WebSocket) -> None:
+            await websocket.accept()
+
+        inner, outer = kind(), kind(prefix="/v1", dependencies=[Depends(refuse)])
+        inner.websocket("/talk")(talk)
+        inner.mount("/more", built(shop(APIRouter, APIRouter)))
+        outer.include_router(inner, prefix="/inner")
+        application = built(outer)
+        sent = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            return {"type": "websocket.connect"}
+
+        scope = {"type": "websocket", "path": "/v1/inner/talk", "headers": [], "query_string": b"", "app": application}
+        await application({**scope, "subprotocols": [], "extensions": {}}, receive, send)
+        assert [message["type"] for message in sent] == ["websocket.close"]
+        async with open_client(application) as client:
+            assert (await client.get("/v1/inner/more/v1/stock/things/pen?token=x")).json() == {"name": "pen"}
+
+    async def test_routes_of_a_class_of_their_own(self, kind: Router) -> None:
+        class OwnRoute(APIRoute):
+            pass
+
+        inner, outer = fastapi.APIRouter(route_class=OwnRoute), kind(prefix="/v1")
+        inner.get("/thing")(guard)
+        outer.include_router(inner)
+        (route,) = built(outer).routes
+        assert isinstance(route, OwnRoute)
+        assert route.path == "/v1/thing"
+
+
 def test_applications_can_be_built_again() -> None:
     router = shop(APIRouter, APIRouter)
     first, second = built(router), built(router)
@@ -121,11 +214,16 @@ def test_applications_can_be_built_again() -> None:
         ("/files/{name:path}", "/files/a/b/c", "", Match.FULL),
         ("/files/{name:path}", "/files/", "", Match.FULL),
         ("/files/{name:path}", "/files", "", Match.NONE),
+        ("/files/{name:own}", "/files/a/b/c", "", Match.FULL),
     ],
 )
 def test_look_at_the_outline_changes_nothing(template: str, path: str, root_path: str, match: Match) -> None:
+    class OwnConvertor(PathConvertor):
+        pass
+
     async def endpoint() -> None: ...
 
+    register_url_convertor("own", OwnConvertor())
     route = FlatRoute(template, endpoint, methods=["GET"])
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "root_path": root_path}
     assert route.matches(scope)[0] is match
