@@ -129,9 +129,12 @@ class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, Sessio
 
     async def purge(self, db: AsyncSession, limit: int) -> int:
         """Remove sessions that have expired or are deleted users', `limit` at most; return how many there were."""
-        expired = select(Session.id).where(Session.expires_at <= now()).order_by(Session.expires_at)
-        of_user = select(Session.id).where(Session.user_id == User.id).limit(known(limit)).lateral()
-        of_deleted = select(of_user.c.id).select_from(User).join(of_user, true()).where(User.is_deleted)
+        moment = now()
+        expired = select(Session.id).where(Session.expires_at <= moment).order_by(Session.expires_at)
+        # Apart from the others: a session that is named twice would be one of `limit`, and one fewer would go.
+        of_user = select(Session.id).where(Session.user_id == User.id, Session.expires_at > moment)
+        unexpired = of_user.limit(known(limit)).lateral()
+        of_deleted = select(unexpired.c.id).select_from(User).join(unexpired, true()).where(User.is_deleted)
         dead = union_all(expired.limit(known(limit)), of_deleted.limit(known(limit))).limit(known(limit))
         statement = delete(Session).where(Session.id.in_(dead))
         return cast("CursorResult[Any]", await db.execute(statement)).rowcount

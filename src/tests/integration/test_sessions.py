@@ -407,3 +407,13 @@ class TestPurge:
         await purge_expired({"transaction": transaction})
         assert await fetch("SELECT * FROM password_reset") == []
         assert [row["id"] for row in await fetch("SELECT id FROM session")] == [living.id]
+
+    async def test_all_of_them_go_in_parts(self, user: User, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where those that have expired are, in part, the deleted users' own."""
+        monkeypatch.setattr("app.worker.PURGED_AT_ONCE", 4)
+        async with transaction() as db:
+            for days in (-2, -1, 1, 1, 1, 1, 1):
+                await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=days))
+        await fetch('UPDATE "user" SET is_deleted = true')
+        await purge_expired({"transaction": transaction})
+        assert await fetch("SELECT * FROM session") == []
