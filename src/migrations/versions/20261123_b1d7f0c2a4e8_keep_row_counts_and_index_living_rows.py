@@ -16,14 +16,15 @@ branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 # A transaction changes a slot that no other one holds, or adds one: writers never wait for each other. Now and then it
-# folds another free slot into it, so that those added by many at once become few again. `row_count.held` is where the
-# transaction left the slot that it changed last: found by key, it would come after all its older versions, and ten
-# thousand rows written one by one would take seconds. Above READ COMMITTED, a slot that was changed meanwhile would be
-# an error: there a slot is added.
+# folds another free slot into it, so that those added by many at once become few again. `row_count.held_…` is where the
+# transaction left the slot that it changed last, of every 64th owner: found by key, it would come after all its older
+# versions, and ten thousand rows written one by one would take seconds. There are no more such settings: a session
+# never forgets one. Above READ COMMITTED, a slot that was changed meanwhile would be an error: there one is added.
 ADD_TO_ROW_COUNT = """
 CREATE FUNCTION add_to_row_count(counted text, whose bigint, change bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
-  place text := current_setting('row_count.held', true);
+  setting text := 'row_count.held_' || (whose & 63);
+  place text := current_setting(setting, true);
   held tid;
   slot bigint;
   surplus bigint;
@@ -56,14 +57,16 @@ BEGIN
   IF remaining = 0 THEN
     DELETE FROM row_count WHERE ctid = held;
   END IF;
-  place := set_config('row_count.held', held::text, true);
+  place := set_config(setting, held::text, true);
   RETURN remaining;
 END $$
 """
 
 # `SELECT keep_row_count('post', 'created_by_user_id')` counts a table's living rows, of each owner or (without a
 # column) in all, and keeps the counts by triggers. Once more, it counts anew. Bulk statements are counted once, soft
-# deletions by row: an UPDATE of other columns costs nothing.
+# deletions by row: an UPDATE of other columns costs nothing. The triggers find what they name whatever the writer's
+# search_path is: pg_restore has an empty one. `enable_seqscan` is off, since the planner would rather read a row_count
+# of one page whole than go to a place in it, and stay with that plan while a transaction fills a hundred pages.
 KEEP_ROW_COUNT = """
 CREATE FUNCTION keep_row_count(counted text, owner_column text DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -85,7 +88,8 @@ BEGIN
   EXECUTE format('LOCK TABLE %I IN SHARE ROW EXCLUSIVE MODE', counted);
   EXECUTE format('DROP FUNCTION IF EXISTS %I CASCADE', function_name);
   EXECUTE format($function$
-    CREATE FUNCTION %1$I() RETURNS trigger LANGUAGE plpgsql AS $body$
+    CREATE FUNCTION %1$I() RETURNS trigger LANGUAGE plpgsql
+    SET search_path FROM CURRENT SET enable_seqscan = off AS $body$
     DECLARE
       whose bigint;
       many bigint;
@@ -130,6 +134,9 @@ BEGIN
   );
 END $$
 """
+STAY_IN_THIS_SCHEMA = """
+DO $$ BEGIN EXECUTE format('ALTER FUNCTION keep_row_count SET search_path = %I', current_schema()); END $$
+"""
 
 
 def upgrade() -> None:
@@ -143,6 +150,7 @@ def upgrade() -> None:
     )
     op.execute(ADD_TO_ROW_COUNT)
     op.execute(KEEP_ROW_COUNT)
+    op.execute(STAY_IN_THIS_SCHEMA)
     op.execute("SELECT keep_row_count('user')")
     op.execute("SELECT keep_row_count('post', 'created_by_user_id')")
     op.create_index('ix_user_living', 'user', ['id'], unique=False, postgresql_where=sa.text('NOT is_deleted'))

@@ -167,6 +167,49 @@ class TestExact:
         assert await crud_posts.count(Reader(), created_by_user_id=user.id, is_deleted=False) == 0
         assert await fetch(DIFFERENCES) == []
 
+    @pytest.mark.parametrize("owners", [1, 2, 30])
+    async def test_a_statement_finds_each_count_once(
+        self, connections: list[Connection], fetch: Fetch, owners: int
+    ) -> None:
+        """Not for each of its rows: what it leaves behind would be passed by again and again."""
+        for _ in range(owners):
+            await make_user()
+        await fetch(
+            "INSERT INTO post (created_by_user_id, title, text, uuid, created_at, is_deleted) "
+            "SELECT id, 'A title', 'Some text.', gen_random_uuid(), now(), false "
+            'FROM "user", generate_series(1, 100) n ORDER BY n, id'
+        )
+        await fetch("VACUUM row_count")  # of a table that it knows to be small, the planner rather reads all
+        connection, *_ = connections  # a new one: what a session has done is summed for a second
+        async with connection.transaction():
+            await connection.execute("UPDATE post SET is_deleted = true")
+            scans = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'row_count'"
+            [(whole, by_key)] = await connection.fetch(scans)
+            assert whole == 0
+            assert by_key <= 4 * owners
+        assert await fetch(DIFFERENCES) == []
+
+    async def test_a_session_with_another_search_path(
+        self, user: User, connections: list[Connection], fetch: Fetch
+    ) -> None:
+        """As that of `pg_restore` is."""
+        connection, *_ = connections
+        await connection.execute("SET search_path = ''")
+        for _ in range(2):
+            for _ in range(3):
+                await connection.execute(
+                    "INSERT INTO public.post (created_by_user_id, title, text, uuid, created_at, is_deleted) "
+                    "VALUES ($1, 'A title', 'Some text.', gen_random_uuid(), now(), false)",
+                    user.id,
+                )
+            await connection.execute("UPDATE public.post SET is_deleted = true WHERE id % 3 = 1")
+            await connection.execute("DELETE FROM public.post WHERE id % 3 = 2")
+            assert await fetch(DIFFERENCES) == []
+            await connection.execute("SELECT public.keep_row_count('post', 'created_by_user_id')")
+        assert await crud_posts.count(Reader(), created_by_user_id=user.id, is_deleted=False) == 2
+        await connection.execute("TRUNCATE public.post")
+        assert await fetch(DIFFERENCES) == []
+
 
 class TestConcurrency:
     async def test_nobody_waits_for_a_writer(self, user: User, connections: list[Connection], fetch: Fetch) -> None:
