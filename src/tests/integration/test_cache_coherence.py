@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 
 from app.api.dependencies import ReaderDep, SessionDep
 from app.core import cache as cache_module
-from app.core.cache import LEASE_SECONDS, cache
+from app.core.cache import LEASE_SECONDS, CacheStore, cache
 from app.core.config import settings
 from app.core.database import on_commit
 from app.core.exceptions import NotFoundError
@@ -302,6 +302,56 @@ class TestRename:
                 assert (await rename).status_code == 200
                 assert (await deletion).status_code == 404
         assert (await client.get(f"{API}/user/renamed")).status_code == 200
+
+
+class TestTakenOverName:
+    """Who takes a name answers before who gave it up has removed what was stored under it."""
+
+    @pytest.fixture
+    async def late(self, monkeypatch: pytest.MonkeyPatch) -> Gate:
+        """Holds up the removal that comes first."""
+        gate, remove = Gate(), CacheStore.remove
+
+        async def remove_late(store: CacheStore, keys: Sequence[str], patterns: Sequence[str]) -> None:
+            if not gate.arrived.is_set():
+                await gate()
+            await remove(store, keys, patterns)
+
+        monkeypatch.setattr(CacheStore, "remove", remove_late)
+        return gate
+
+    @pytest.mark.parametrize("way", ["rename", "sign-up"])
+    async def test_shows_nothing_of_the_former_owner(
+        self,
+        client: httpx.AsyncClient,
+        user: User,
+        post: Post,
+        superuser_headers: dict[str, str],
+        late: Gate,
+        way: str,
+    ) -> None:
+        other = await make_user()
+        paths = [f"{API}/{user.username}/{what}" for what in ("posts", f"post/{post.id}")]
+        for path in paths:
+            assert (await client.get(path)).status_code == 200
+        giving_up = client.patch(f"{API}/user/{user.username}", json={"username": "renamed"}, headers=superuser_headers)
+        rename = asyncio.create_task(giving_up)
+        try:
+            async with asyncio.timeout(10):
+                await late.arrived.wait()
+            if way == "rename":
+                taken = await client.patch(
+                    f"{API}/user/{other.username}", json={"username": user.username}, headers=superuser_headers
+                )
+                assert taken.status_code == 200
+            else:
+                body = {"name": "New", "username": user.username, "email": "n@example.com", "password": "Sense&Sensib"}
+                assert (await client.post(f"{API}/user", json=body)).status_code == 201
+            assert (await client.get(paths[0])).json()["data"] == []
+            assert (await client.get(paths[1])).status_code == 404
+        finally:
+            late.open()
+            assert (await rename).status_code == 200
 
 
 async def wait_for_waiting(fetch: Fetch, how_many: int) -> None:

@@ -1,6 +1,8 @@
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Body, Depends, Request
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.api.dependencies import (
     TOKEN_OPTIONAL,
@@ -16,7 +18,8 @@ from app.api.exceptions import responses
 from app.api.guessing import confirm_caller
 from app.api.paginated import CursorPageDep, PaginatedListResponse
 from app.core import audit
-from app.core.cache import cache
+from app.core.cache import cache, store
+from app.core.database import on_commit
 from app.core.exceptions import (
     DuplicateValueError,
     ForbiddenError,
@@ -51,6 +54,12 @@ router = APIRouter(tags=["users"])
 _CACHED = ["{username}_posts:*", "{username}_post_cache:*"]
 
 
+def _forget_former_owner(db: AsyncSession, username: str) -> None:
+    """Who takes a name may answer before who gave it up has removed what was stored under it."""
+    patterns = [pattern.format(username=username) for pattern in _CACHED]
+    on_commit(db, partial(store.remove, [], patterns), even_if_unknown=True)
+
+
 Confirmation = Annotated[PasswordConfirmation | None, Body(description="Once the session is no longer young")]
 
 
@@ -67,6 +76,7 @@ async def write_user(request: Request, user: UserCreate, db: SessionDep) -> User
     hashed_password = await get_password_hash(user.password)
     internal = UserCreateInternal(**user.model_dump(exclude={"password"}), hashed_password=hashed_password)
     created = await crud_users.create(db, internal)
+    _forget_former_owner(db, created.username)
     audit.note(request.scope, who=created.id)
     return created
 
@@ -124,6 +134,8 @@ async def patch_user(
     audit.note(request.scope, target=user_id)
     if "email" in changes or password is not None:
         await confirm_caller(request, current_user, password, reader)
+    if "username" in changes:
+        _forget_former_owner(db, changes["username"])
     user = await crud_users.update_one(db, changes, UserReadOwn, id=user_id, username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")
