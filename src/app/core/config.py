@@ -67,7 +67,7 @@ class AppSettings(SettingsGroup):
     LICENSE_NAME: str | None = Field(None, validation_alias=AliasChoices("LICENSE_NAME", "LICENSE"))
     MAX_BODY_BYTES: int = Field(1024 * 1024, gt=0)
     REQUEST_TIMEOUT: Seconds = 30
-    MAX_CONCURRENT_REQUESTS: int = Field(1000, gt=0)
+    MAX_CONCURRENT_REQUESTS: int = Field(100, gt=0)
     FORWARDED_ALLOW_IPS: str = ""
     """Proxies whose `X-Forwarded-For` is believed, comma-separated: addresses, networks, or `*`."""
 

@@ -28,7 +28,7 @@ from app.core.exceptions import (
     MissingReferenceError,
     StillReferencedError,
 )
-from app.core.postgres import connect, server_at, servers
+from app.core.postgres import FairPool, connect, server_at, servers
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def _create_engine(server: str, server_settings: Mapping[str, str], **options: A
     url = database_url(server)
     engine = create_async_engine(
         url,
+        poolclass=FairPool,
         pool_size=settings.POSTGRES_POOL_SIZE,
         max_overflow=0,
         pool_timeout=settings.POSTGRES_POOL_TIMEOUT,

@@ -65,9 +65,13 @@ def add_response_headers(scope: Scope, headers: dict[str, str]) -> None:
 class LoadSheddingMiddleware:
     """Answers 503 at once while `MAX_CONCURRENT_REQUESTS` are under way: one more would only make all of them later.
 
-    What it refuses costs a tenth of a small request, so that little is lost to a crowd.
+    After a calm of `CALM_SECONDS`, `BURST` times as many are let in for `BURST_SECONDS`: a burst can be worked off, who
+    comes all the time cannot. What is refused costs a seventh of a small request, so that little is lost to a crowd.
     """
 
+    BURST = 10
+    BURST_SECONDS = 2.0
+    CALM_SECONDS = 10.0
     LOG_SECONDS = 10.0
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -77,13 +81,14 @@ class LoadSheddingMiddleware:
         self.headers: Headers = [*_headers(settings), *_own_headers(settings), (b"retry-after", b"1")]
         self.headers.append((b"content-length", str(len(self.body)).encode()))
         self._under_way = 0
+        self._last_crowd = self._burst_ends = -math.inf
         self._refused = 0
         self._next_log = -math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _PROBES:
             await self.app(scope, receive, send)
-        elif self._under_way >= self.limit:
+        elif self._under_way >= self.limit and not self._is_burst():
             self._log()
             headers = [*self.headers, (b"x-request-id", _identity(dict(scope["headers"])))]
             await send({"type": "http.response.start", "status": 503, "headers": headers})
@@ -94,6 +99,13 @@ class LoadSheddingMiddleware:
                 await self.app(scope, self._outside(receive), send)
             finally:
                 self._under_way -= 1
+
+    def _is_burst(self) -> bool:
+        now = time.monotonic()
+        if now > self._last_crowd + self.CALM_SECONDS:
+            self._burst_ends = now + self.BURST_SECONDS
+        self._last_crowd = now
+        return now < self._burst_ends and self._under_way < self.BURST * self.limit
 
     def _outside(self, receive: Receive) -> Receive:
         """Who sends slowly takes no place meanwhile: a thousand who never end would shut everybody out."""

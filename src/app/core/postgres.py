@@ -6,6 +6,9 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.util import await_only
 
 from app.core.exceptions import DatabaseUnavailableError
 
@@ -86,6 +89,40 @@ class PostgresServer:
             connection.terminate()  # a polite end would wait for an answer
         if connection.is_closed():
             raise DisconnectionError
+
+
+class FairPool(AsyncAdaptedQueuePool):
+    """Lends connections in the order in which they are asked for.
+
+    The pool beneath lets a newcomer take what has just come back before who waits for it is awake: in a crowd some wait
+    until the time-out, and have cost work for nothing.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._turns = asyncio.Semaphore(self.size())
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        await_only(self._turn())
+        try:
+            return super()._do_get()
+        except BaseException:
+            self._turns.release()
+            raise
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        super()._do_return_conn(record)
+        self._turns.release()
+
+    async def _turn(self) -> None:
+        if not self._turns.locked():
+            await self._turns.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise PoolTimeoutError("No connection has become free in time") from None
 
 
 servers: dict[str, PostgresServer] = {}

@@ -12,6 +12,7 @@ import pytest
 from fastapi import APIRouter
 
 from app.api.health import router as health
+from app.core.middleware import LoadSheddingMiddleware
 from scripts.servers import HOST
 from tests.environment import SRC
 from tests.fixtures import LogRecords, RunServer, open_client
@@ -21,7 +22,8 @@ from tests.integration.own_app import MODULE, build, send
 SLOW = """
 @router.get("/slow")
 async def slow() -> None:
-    open("arrived", "w").close()
+    with open("arrived", "a") as file:
+        file.write("x")
     while not os.path.exists("leave"):
         await asyncio.sleep(0.01)
 """
@@ -63,7 +65,8 @@ def place() -> Place:
 
 
 @pytest.fixture
-async def two_at_once(app: Any, place: Place) -> AsyncIterator[httpx.AsyncClient]:
+async def two_at_once(app: Any, place: Place, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    monkeypatch.setattr(LoadSheddingMiddleware, "BURST", 1)
     async with open_client(build(place.router, health, MAX_CONCURRENT_REQUESTS=2)) as client:
         yield client
 
@@ -86,6 +89,23 @@ async def test_third_is_refused_until_there_is_a_place(
     assert (record.limit, record.refused) == (2, 1)  # type: ignore[attr-defined]
 
 
+async def test_a_burst_is_let_in_after_a_calm(
+    two_at_once: httpx.AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoadSheddingMiddleware, "BURST", 3)
+    monkeypatch.setattr(LoadSheddingMiddleware, "BURST_SECONDS", 5.0)
+    async with place.taken(two_at_once, 6):
+        assert (await two_at_once.get("/slow")).status_code == 503
+    monkeypatch.setattr(LoadSheddingMiddleware, "CALM_SECONDS", 0.0)
+    monkeypatch.setattr(LoadSheddingMiddleware, "BURST_SECONDS", 0.0)
+    async with place.taken(two_at_once, 2):  # the burst is over at once
+        assert (await two_at_once.get("/slow")).status_code == 503
+    monkeypatch.setattr(LoadSheddingMiddleware, "CALM_SECONDS", 60.0)
+    monkeypatch.setattr(LoadSheddingMiddleware, "BURST_SECONDS", 5.0)
+    async with place.taken(two_at_once, 2):  # there was no calm
+        assert (await two_at_once.get("/slow")).status_code == 503
+
+
 async def test_probes_are_always_answered(two_at_once: httpx.AsyncClient, place: Place) -> None:
     async with place.taken(two_at_once, 2):
         assert (await two_at_once.get("/health")).status_code == 200
@@ -103,7 +123,8 @@ async def test_what_fails_or_is_given_up_leaves_its_place(two_at_once: httpx.Asy
     assert [(await task).status_code for task in tasks] == [200, 200]
 
 
-async def test_pages_of_other_origins_can_read_it(app: Any, place: Place) -> None:
+async def test_pages_of_other_origins_can_read_it(app: Any, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoadSheddingMiddleware, "BURST", 1)
     page = "https://app.example.com"
     changes = {"MAX_CONCURRENT_REQUESTS": 1, "CORS_ORIGINS": page}
     async with open_client(build(place.router, **changes)) as client, place.taken(client, 1):
@@ -121,12 +142,13 @@ async def test_connection_of_a_refused_request_goes_on(
     command = ["uvicorn", "own:app", "--port", "{port}", "--http", http_implementation]
     environment = {"PYTHONPATH": str(SRC), "MAX_CONCURRENT_REQUESTS": "1"}
     server = await run_server(command, environment=environment, cwd=tmp_path)
-    slow = asyncio.create_task(send(server.port, "GET", "/slow"))
+    burst = [asyncio.create_task(send(server.port, "GET", "/slow")) for _ in range(LoadSheddingMiddleware.BURST)]
 
-    async def has_arrived() -> bool:
-        return (tmp_path / "arrived").exists()
+    async def is_full() -> bool:
+        file = tmp_path / "arrived"
+        return file.exists() and file.stat().st_size == len(burst)
 
-    await wait_until(has_arrived)
+    await wait_until(is_full)
     connection = http.client.HTTPConnection(HOST, server.port, timeout=20)
     for method, body in (("GET", None), ("POST", b"x" * 500_000), ("HEAD", None), ("POST", b"{}"), ("GET", None)):
         connection.request(method, "/api/v1/user", body)
@@ -135,7 +157,7 @@ async def test_connection_of_a_refused_request_goes_on(
         assert response.headers["retry-after"] == "1"
         assert bool(response.read()) is (method != "HEAD")
     (tmp_path / "leave").touch()
-    assert (await slow)[0] == 200
+    assert [status for status, _, _ in await asyncio.gather(*burst)] == [200] * len(burst)
     connection.request("GET", "/api/v1/users")
     response = connection.getresponse()
     assert response.status == 200
@@ -145,7 +167,7 @@ async def test_connection_of_a_refused_request_goes_on(
 async def test_who_sends_slowly_takes_no_place(run_server: RunServer) -> None:
     server = await run_server(environment={"MAX_CONCURRENT_REQUESTS": "2"})
     writers = []
-    for _ in range(20):
+    for _ in range(3 * LoadSheddingMiddleware.BURST):
         _, writer = await asyncio.open_connection(HOST, server.port)
         writer.write(b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         await writer.drain()

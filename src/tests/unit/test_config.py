@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "LICENSE_NAME": None,
     "MAX_BODY_BYTES": 1048576,
     "REQUEST_TIMEOUT": 30,
-    "MAX_CONCURRENT_REQUESTS": 1000,
+    "MAX_CONCURRENT_REQUESTS": 100,
     "FORWARDED_ALLOW_IPS": "",
     "POSTGRES_USER": "postgres",
     "POSTGRES_PASSWORD": "postgres",
