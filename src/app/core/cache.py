@@ -23,11 +23,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec, cast, get_type_hints
 
 from fastapi import Request, Response
+from fastapi.datastructures import DefaultPlaceholder
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, serialize_response
 from fastapi.security.base import SecurityBase
+from fastapi.utils import is_body_allowed_for_status_code
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.config import RedisCacheSettings, settings
@@ -448,10 +450,27 @@ def prepare_cached_route(route: APIRoute) -> None:
         return
     for method in route.methods or ():
         options.check_method(method)
+    if "GET" in (route.methods or ()):
+        _check_answer(route)
     # A dependency may refuse a request, or count it; a reader does nothing.
     is_plain = all(each.call is get_reader for each in route.dependant.dependencies) and route.body_field is None
     if route.methods == {"GET"} and is_plain:
         route.app = _KnownUrls(route.app, options.expiration, route.status_code)
+
+
+def _check_answer(route: APIRoute) -> None:
+    """Refuse answers of which the stored bytes are not all, or not what a route without a cache would send."""
+    answers = route.response_class
+    answers = answers.value if isinstance(answers, DefaultPlaceholder) else answers
+    fault = None
+    if not is_body_allowed_for_status_code(route.status_code):
+        fault = f"an answer of status {route.status_code} has no body that could be stored"
+    elif not issubclass(answers, JSONResponse):
+        fault = f"@cache stores JSON, but the route answers with {answers.__name__}"
+    elif route.dependant.response_param_name is not None:
+        fault = "what it sets on its `Response` would be lost where the answer is stored"
+    if fault is not None:
+        raise InvalidRequestError(f"{route.name}: {fault}")
 
 
 class _KnownUrls:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from types import CodeType
 from typing import Any
 
 from fastapi.dependencies.models import Dependant
@@ -21,7 +22,7 @@ from app.core.cache import CacheOptions, cache_options, looks_at_caller
 
 _ANY_VALUE = defaultdict[str, str](lambda: "\N{REPLACEMENT CHARACTER}")
 _CALLER = {"auth", "client", "cookies", "headers", "session", "user"}
-_QUESTION = {"path_params", "query_params", "url"}
+_QUESTION = {"base_url", "path_params", "query_params", "url"}
 
 
 def find_cache_faults(routes: Iterable[BaseRoute]) -> list[str]:
@@ -98,13 +99,22 @@ def _looks_at_request(dependant: Dependant) -> Iterator[tuple[str, str]]:
     if request_name is not None and function is not None:
         looked_at = {
             second.argval
-            for first, second in pairwise(dis.get_instructions(function))
+            for code in _codes(function.__code__)
+            for first, second in pairwise(dis.get_instructions(code))
             if second.opname in {"LOAD_ATTR", "LOAD_METHOD"} and _loads(first, request_name)
         }
         for attribute in sorted(looked_at & (_CALLER | _QUESTION)):
             yield function.__qualname__, attribute
     for inner in dependant.dependencies:
         yield from _looks_at_request(inner)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Its own, and those of the functions and generator expressions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
 
 def _loads(instruction: dis.Instruction, name: str) -> bool:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from fastapi import APIRouter, Cookie, Depends, Header, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.security import APIKeyQuery
 from pydantic import BaseModel
 from redis.asyncio import Redis
@@ -416,6 +417,34 @@ class TestRefused:
         async def sample(request: Request, id: int) -> None: ...
 
         with pytest.raises(InvalidRequestError, match="sample: to_invalidate_extra"):
+            build(router)
+
+    @pytest.mark.parametrize(
+        ("options", "fault"),
+        [
+            ({"status_code": 204}, "an answer of status 204 has no body that could be stored"),
+            ({"response_class": PlainTextResponse}, "@cache stores JSON, but the route answers with PlainTextResponse"),
+        ],
+    )
+    def test_answers_that_are_no_json(self, options: dict[str, Any], fault: str) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{id}", **options)
+        @cache("sample")
+        async def sample(request: Request, id: int) -> None: ...
+
+        with pytest.raises(InvalidRequestError, match=f"sample: {fault}"):
+            build(router)
+
+    def test_headers_that_would_be_lost(self) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{id}")
+        @cache("sample")
+        async def sample(request: Request, response: Response, id: int) -> None:
+            response.headers["X-Sample"] = "lost"
+
+        with pytest.raises(InvalidRequestError, match="sample: what it sets on its `Response` would be lost"):
             build(router)
 
     def test_route_with_several_methods_counts_as_get(self) -> None:

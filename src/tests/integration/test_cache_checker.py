@@ -224,6 +224,13 @@ class TestLooksAtCaller:
         assert "looks at request.query_params, so the answer may depend on what its key does not name" in who
         assert "looks at request.user, so the answer may depend on who asks" in what
 
+    def test_inside_a_function_or_an_expression_in_it(self, router: APIRouter) -> None:
+        async def lists(request: Request, name: str) -> list[str]:
+            return [each for each in ("a", "b") if any(value == each for value in request.headers.values())]
+
+        add(router, lists)
+        assert "looks at request.headers, so the answer may depend on who asks" in the_fault(router)
+
     def test_another_one_s_headers(self, router: APIRouter) -> None:
         async def lists(request: Request, response: Response, name: str) -> None:
             response.headers["X-Name"] = request.method
