@@ -62,11 +62,11 @@ def add_response_headers(scope: Scope, headers: dict[str, str]) -> None:
     scope[_RESPONSE_HEADERS].extend((name.lower().encode(), value.encode()) for name, value in headers.items())
 
 
-class LoadSheddingMiddleware:
+class LoadShedding:
     """Answers 503 at once while `MAX_CONCURRENT_REQUESTS` are under way: one more would only make all of them later.
 
     After a calm of `CALM_SECONDS`, `BURST` times as many are let in for `BURST_SECONDS`: a burst can be worked off, who
-    comes all the time cannot. What is refused costs a seventh of a small request, so that little is lost to a crowd.
+    comes all the time cannot. It stands before all other middleware, since what it refuses must cost next to nothing.
     """
 
     BURST = 10
@@ -77,6 +77,7 @@ class LoadSheddingMiddleware:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
         self.limit = settings.MAX_CONCURRENT_REQUESTS
+        self.origins = settings.cors_origins if isinstance(settings, WebSecuritySettings) else []
         self.body = json.dumps({"detail": "The service has too much to do: try again"}).encode()
         self.headers: Headers = [*_headers(settings), *_own_headers(settings), (b"retry-after", b"1")]
         self.headers.append((b"content-length", str(len(self.body)).encode()))
@@ -90,8 +91,9 @@ class LoadSheddingMiddleware:
             await self.app(scope, receive, send)
         elif self._under_way >= self.limit and not self._is_burst():
             self._log()
-            headers = [*self.headers, (b"x-request-id", _identity(dict(scope["headers"])))]
-            await send({"type": "http.response.start", "status": 503, "headers": headers})
+            headers = dict(scope["headers"])
+            more = [*self.headers, (b"x-request-id", _identity(headers)), *self._cors(headers)]
+            await send({"type": "http.response.start", "status": 503, "headers": more})
             await send({"type": "http.response.body", "body": self.body})
         else:
             self._under_way += 1
@@ -119,12 +121,21 @@ class LoadSheddingMiddleware:
 
         return receive_outside
 
+    def _cors(self, headers: dict[bytes, bytes]) -> Headers:
+        """What lets a page of another origin read the answer, as Starlette's middleware says it."""
+        origin = headers.get(b"origin")
+        if origin is None or not {"*", origin.decode("latin-1")}.intersection(self.origins):
+            return []
+        if "*" in self.origins:
+            return [(b"access-control-allow-origin", b"*")]
+        return [(b"access-control-allow-origin", origin), (b"access-control-allow-credentials", b"true")]
+
     def _log(self) -> None:
         self._refused += 1
-        if time.monotonic() >= self._next_log:
+        if self._last_crowd >= self._next_log:
             logger.warning("too many requests at once", extra={"limit": self.limit, "refused": self._refused})
             self._refused = 0
-            self._next_log = time.monotonic() + self.LOG_SECONDS
+            self._next_log = self._last_crowd + self.LOG_SECONDS
 
 
 class RequestMiddleware:

@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from app.core import cache, queue
 from app.core.cache_checker import find_cache_faults
@@ -31,7 +32,7 @@ from app.core.config import (
 from app.core.database import close_engines
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.logger import setup_logging
-from app.core.middleware import ClientCacheMiddleware, LoadSheddingMiddleware, RequestMiddleware
+from app.core.middleware import ClientCacheMiddleware, LoadShedding, RequestMiddleware
 from app.core.rate_limit import limiter
 from app.core.routing import add_routes
 
@@ -54,10 +55,7 @@ def create_application(
 
     The docs are open in the local environment, behind `docs_guard` in staging and absent in production.
     """
-    middleware = [
-        Middleware(LoadSheddingMiddleware, settings=settings),
-        Middleware(RequestMiddleware, settings=settings),
-    ]
+    middleware = [Middleware(RequestMiddleware, settings=settings)]
     if isinstance(settings, ClientSideCacheSettings):
         # Inside, where the answer to HEAD has its body still.
         middleware.append(Middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE))
@@ -75,7 +73,8 @@ def create_application(
     contact = {"name": settings.CONTACT_NAME, "email": settings.CONTACT_EMAIL}
     if "@" not in (settings.CONTACT_EMAIL or ""):
         contact.pop("email")
-    app = FastAPI(
+    app = Application(
+        settings,
         title=settings.APP_NAME,
         description=settings.APP_DESCRIPTION or "",
         version=settings.APP_VERSION,
@@ -97,6 +96,17 @@ def create_application(
         if isinstance(route, APIRoute):
             cache.prepare_cached_route(route)
     return app
+
+
+class Application(FastAPI):
+    """FastAPI behind `LoadShedding`."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)
+        self._with_shedding = LoadShedding(super().__call__, settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._with_shedding(scope, receive, send)
 
 
 def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:

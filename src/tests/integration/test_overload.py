@@ -12,7 +12,7 @@ import pytest
 from fastapi import APIRouter
 
 from app.api.health import router as health
-from app.core.middleware import LoadSheddingMiddleware
+from app.core.middleware import LoadShedding
 from scripts.servers import HOST
 from tests.environment import SRC
 from tests.fixtures import LogRecords, RunServer, open_client
@@ -66,7 +66,7 @@ def place() -> Place:
 
 @pytest.fixture
 async def two_at_once(app: Any, place: Place, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
-    monkeypatch.setattr(LoadSheddingMiddleware, "BURST", 1)
+    monkeypatch.setattr(LoadShedding, "BURST", 1)
     async with open_client(build(place.router, health, MAX_CONCURRENT_REQUESTS=2)) as client:
         yield client
 
@@ -92,16 +92,16 @@ async def test_third_is_refused_until_there_is_a_place(
 async def test_a_burst_is_let_in_after_a_calm(
     two_at_once: httpx.AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LoadSheddingMiddleware, "BURST", 3)
-    monkeypatch.setattr(LoadSheddingMiddleware, "BURST_SECONDS", 5.0)
+    monkeypatch.setattr(LoadShedding, "BURST", 3)
+    monkeypatch.setattr(LoadShedding, "BURST_SECONDS", 5.0)
     async with place.taken(two_at_once, 6):
         assert (await two_at_once.get("/slow")).status_code == 503
-    monkeypatch.setattr(LoadSheddingMiddleware, "CALM_SECONDS", 0.0)
-    monkeypatch.setattr(LoadSheddingMiddleware, "BURST_SECONDS", 0.0)
+    monkeypatch.setattr(LoadShedding, "CALM_SECONDS", 0.0)
+    monkeypatch.setattr(LoadShedding, "BURST_SECONDS", 0.0)
     async with place.taken(two_at_once, 2):  # the burst is over at once
         assert (await two_at_once.get("/slow")).status_code == 503
-    monkeypatch.setattr(LoadSheddingMiddleware, "CALM_SECONDS", 60.0)
-    monkeypatch.setattr(LoadSheddingMiddleware, "BURST_SECONDS", 5.0)
+    monkeypatch.setattr(LoadShedding, "CALM_SECONDS", 60.0)
+    monkeypatch.setattr(LoadShedding, "BURST_SECONDS", 5.0)
     async with place.taken(two_at_once, 2):  # there was no calm
         assert (await two_at_once.get("/slow")).status_code == 503
 
@@ -124,7 +124,7 @@ async def test_what_fails_or_is_given_up_leaves_its_place(two_at_once: httpx.Asy
 
 
 async def test_pages_of_other_origins_can_read_it(app: Any, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoadSheddingMiddleware, "BURST", 1)
+    monkeypatch.setattr(LoadShedding, "BURST", 1)
     page = "https://app.example.com"
     changes = {"MAX_CONCURRENT_REQUESTS": 1, "CORS_ORIGINS": page}
     async with open_client(build(place.router, **changes)) as client, place.taken(client, 1):
@@ -142,7 +142,7 @@ async def test_connection_of_a_refused_request_goes_on(
     command = ["uvicorn", "own:app", "--port", "{port}", "--http", http_implementation]
     environment = {"PYTHONPATH": str(SRC), "MAX_CONCURRENT_REQUESTS": "1"}
     server = await run_server(command, environment=environment, cwd=tmp_path)
-    burst = [asyncio.create_task(send(server.port, "GET", "/slow")) for _ in range(LoadSheddingMiddleware.BURST)]
+    burst = [asyncio.create_task(send(server.port, "GET", "/slow")) for _ in range(LoadShedding.BURST)]
 
     async def is_full() -> bool:
         file = tmp_path / "arrived"
@@ -167,7 +167,7 @@ async def test_connection_of_a_refused_request_goes_on(
 async def test_who_sends_slowly_takes_no_place(run_server: RunServer) -> None:
     server = await run_server(environment={"MAX_CONCURRENT_REQUESTS": "2"})
     writers = []
-    for _ in range(3 * LoadSheddingMiddleware.BURST):
+    for _ in range(3 * LoadShedding.BURST):
         _, writer = await asyncio.open_connection(HOST, server.port)
         writer.write(b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         await writer.drain()
