@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from statistics import median
 from typing import Any
 
 from bench import growth, overload
@@ -28,6 +29,8 @@ from scripts.servers import ServerError
 
 ROUNDS = 5
 SECONDS = 1.5
+STARTS = 5
+"""How often each service is started for the median."""
 PARTS = {"growth": growth, "overload": overload}
 LOADS = {"wrk": run_wrk, "own": run}
 
@@ -44,6 +47,11 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
             chosen = {name: known[name] for name in names}
             asked = check(bench, services, chosen)
         bench.execute(("ALTER DATABASE postgres RESET log_statement",), ("VACUUM ANALYZE",))
+        starts: dict[str, list[float]] = defaultdict(list)
+        for _ in range(STARTS):
+            with bench.services() as services:
+                for name, started in services.items():
+                    starts[name].append(started.start_seconds)
         spawn = multiprocessing.get_context("spawn")
         with bench.services() as services, ProcessPoolExecutor(1, spawn) as pool, bench.redis() as redis:
             for number in range(rounds + 1):
@@ -58,14 +66,17 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
                         if number > 0:  # the first round warms up
                             measures[name][service].append(measure)
             processes = {
-                name: {"start_seconds": service.start_seconds, "memory_mib": service.memory_mib()}
+                name: {"start_seconds": median(starts[name]), "memory_mib": service.memory_mib()}
                 for name, service in services.items()
             }
     found = {name: rows({service: measures[name][service] for service in services}, asked[name]) for name in names}
     lines = [table(found, {name: endpoint.title for name, endpoint in chosen.items()}), ""]
     for name, process in processes.items():
+        start, mib = (process[key] for key in ("start_seconds", "memory_mib"))
+        to_floor = start / processes["floor"]["start_seconds"], mib / processes["floor"]["memory_mib"]
         lines.append(
-            f"{name}: {process['start_seconds']:.2f} s to start, {process['memory_mib']:.0f} MiB after the load"
+            f"{name}: {start:.2f} s to start ({to_floor[0]:.2f} to floor), "
+            f"{mib:.0f} MiB after the load ({to_floor[1]:.2f})"
         )
     return {
         "load": load_name,
