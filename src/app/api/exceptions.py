@@ -6,7 +6,6 @@ from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.routing import Match, Route
 
 from app.core.exceptions import (
@@ -19,6 +18,7 @@ from app.core.exceptions import (
     ServiceUnavailableError,
     UnauthorizedError,
 )
+from app.core.models import ErrorMessage
 from app.core.setup import ExceptionHandler
 
 STATUS_CODES: Mapping[type[AppError], int] = {
@@ -30,12 +30,6 @@ STATUS_CODES: Mapping[type[AppError], int] = {
     RateLimitExceededError: 429,
     ServiceUnavailableError: 503,
 }
-
-
-class ErrorMessage(BaseModel):
-    """The body of every error except a 422 for malformed input, whose detail is a list."""
-
-    detail: str
 
 
 def status_code(error: type[AppError]) -> int:
@@ -55,7 +49,7 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
 
 
 def error_response(description: str) -> dict[str, Any]:
-    """Refer to the schema of `ErrorMessage`, since FastAPI builds a validator for each `model` of each route."""
+    """Refer to the schema of `ErrorMessage`: for a `model` FastAPI builds a validator on each route."""
     schema = {"$ref": f"#/components/schemas/{ErrorMessage.__name__}"}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 

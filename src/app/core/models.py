@@ -91,6 +91,12 @@ class Message(BaseModel):
     message: str
 
 
+class ErrorMessage(BaseModel):
+    """The body of every error except a 422 for malformed input, whose detail is a list."""
+
+    detail: str
+
+
 class HealthCheck(BaseModel):
     status: str
 

@@ -33,6 +33,7 @@ from app.core.database import close_engines
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.logger import setup_logging
 from app.core.middleware import ClientCacheMiddleware, LoadShedding, RequestMiddleware
+from app.core.models import ErrorMessage
 from app.core.rate_limit import limiter
 from app.core.routing import add_routes
 
@@ -107,6 +108,13 @@ class Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._with_shedding(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, with the schema to which the errors of routes refer."""
+        document = super().openapi()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas[ErrorMessage.__name__] = ErrorMessage.model_json_schema()
+        return document
 
 
 def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:

@@ -1,6 +1,6 @@
 import pytest
 
-from app.api.exceptions import ErrorMessage, handle_app_error, responses, status_code
+from app.api.exceptions import handle_app_error, responses, status_code
 from app.core.exceptions import (
     AppError,
     ConflictError,
@@ -16,6 +16,7 @@ from app.core.exceptions import (
     StillReferencedError,
     UnauthorizedError,
 )
+from app.core.models import ErrorMessage
 from app.crud.crud_users import LastSuperuserError
 
 STATUS_CODES = {

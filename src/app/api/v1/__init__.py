@@ -1,4 +1,4 @@
-from app.api.exceptions import ErrorMessage, error_response, responses
+from app.api.exceptions import error_response, responses
 from app.api.v1.login import router as login_router
 from app.api.v1.password_resets import router as password_resets_router
 from app.api.v1.passwords import router as passwords_router
@@ -15,8 +15,7 @@ from app.core.routing import APIRouter
 router = APIRouter(
     prefix="/v1",
     responses={
-        # The one with the model, to which the others refer.
-        400: {"model": ErrorMessage, "description": "The body cannot be parsed"},
+        400: error_response("The body cannot be parsed"),
         413: error_response("The body is too large"),
         **responses(ServiceUnavailableError),
     },
