@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -40,7 +41,7 @@ class Measure:
     p99_ms: float
 
 
-class Exchange(asyncio.Protocol):
+class Exchange(asyncio.Protocol, ABC):
     """A connection on which one request is sent at a time; says when its answer is complete."""
 
     sent = 0.0
@@ -66,11 +67,11 @@ class Exchange(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.failed(BenchError(f"the connection was lost: {exc or 'closed by the server'}"))
 
-    def answered(self, head: bytes, body: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def answered(self, head: bytes, body: bytes) -> None: ...
 
-    def failed(self, error: BenchError) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def failed(self, error: BenchError) -> None: ...
 
 
 def split(answer: bytes) -> tuple[bytes, bytes] | None:

@@ -66,8 +66,13 @@ class APIRouter(fastapi.APIRouter):
         else:
             super().include_router(router, prefix=prefix, **options)
 
+    @property
+    def is_built(self) -> bool:
+        """Whether something of it is, here or in a router below."""
+        return bool(self.built) or any(item[1].is_built for item in self._pending if len(item) == 2)
+
     def declared(self) -> Iterator[Declared]:
-        """What is not built yet, with all that it inherits from this router."""
+        """What is to be built, with all that it inherits from this router."""
         for item in self._pending:
             if len(item) == 2:
                 below, router = item
@@ -88,15 +93,24 @@ def add_routes(app: FastAPI, router: fastapi.APIRouter) -> None:
 
     FastAPI looks for the route anew in each router that it enters: three routers deep, that is half of a small request.
     """
-    declared = list(router.declared()) if isinstance(router, APIRouter) else []
-    built = router.built if isinstance(router, APIRouter) else router.routes
     # What the router does at the start and at the end; its routes follow.
     app.include_router(fastapi.APIRouter(lifespan=router.lifespan_context))
     app.router.routes.pop()
     app.router.route_class = FlatRoute
     app.router.generate_unique_id_function = attrgetter("name")
+    if isinstance(router, APIRouter) and not router.is_built:
+        for path, endpoint, options in router.declared():
+            if not path:
+                raise ValueError(f"{endpoint.__name__}: the prefix and the path cannot both be empty")
+            app.router.add_api_route(path, endpoint, **options)
+    else:
+        _add_built(app, router.routes)
+
+
+def _add_built(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Build once more what routers of FastAPI's have built."""
     options = inspect.signature(APIRoute).parameters.keys() - {"path", "endpoint", "form_limits", "max_body_size"}
-    for context in iter_route_contexts(built):
+    for context in iter_route_contexts(routes):
         original = context.original_route
         if isinstance(original, APIRoute):
             inherited: dict[str, Any] = {name: getattr(context, name) for name in options}
@@ -106,10 +120,6 @@ def add_routes(app: FastAPI, router: fastapi.APIRouter) -> None:
             app.router.routes.append(kind(cast(str, context.path), original.endpoint, **inherited))
         else:  # a WebSocket's or a mounted application's, with the prefixes before it
             app.router.routes.append(cast(BaseRoute, context._effective_route))  # noqa: SLF001
-    for path, endpoint, its in declared:
-        if not path:
-            raise ValueError(f"{endpoint.__name__}: the prefix and the path cannot both be empty")
-        app.router.add_api_route(path, endpoint, **its)
 
 
 class FlatRoute(APIRoute):

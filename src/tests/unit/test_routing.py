@@ -116,6 +116,15 @@ class TestLikeFastAPI:
         inner.get("/thing")(guard)
         assert paths(built(outer)) == ["/v1/late/thing"]
 
+    def test_a_router_that_is_looked_at_after_it_is_included(self, kind: Router) -> None:
+        inner, outer = kind(), kind(prefix="/v1")
+        outer.get("/first")(guard)
+        inner.get("/thing")(guard)
+        outer.include_router(inner, prefix="/inner")
+        outer.get("/last")(guard)
+        assert len(inner.routes) == 1
+        assert paths(built(outer)) == ["/v1/first", "/v1/inner/thing", "/v1/last"]
+
     @pytest.mark.parametrize("prefix", ["things", "/things/"])
     def test_prefixes_that_make_no_path(self, kind: Router, prefix: str) -> None:
         with pytest.raises((AssertionError, ValueError)):
