@@ -74,7 +74,7 @@ class _Crowd:
     def __init__(self, offer: Offer) -> None:
         self._offer = offer
         self._requests = cycle(offer.requests)
-        self._idle: deque[_Line] = deque()
+        self._idle: list[_Line] = []
         self._waiting: deque[float] = deque()
         self._is_over = False
         self._done = asyncio.get_running_loop().create_future()
@@ -133,7 +133,7 @@ class _Crowd:
 
     def _send_next(self) -> None:
         if self._idle and self._waiting:
-            line = self._idle.popleft()
+            line = self._idle.pop()  # the one last used, as the pools of clients and proxies do it
             line.due = self._waiting.popleft()
             line.send(next(self._requests))
 

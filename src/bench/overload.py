@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import arrivals, load
 from bench.arrivals import Offer, Outcome
-from bench.endpoints import endpoints
+from bench.endpoints import Endpoint, endpoints
 from bench.load import Load
 from bench.report import markdown
 from bench.services import Service, running_bench, sign_in
@@ -22,6 +22,9 @@ from bench.services import Service, running_bench, sign_in
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0)
 WITHOUT = 1_000_000_000
 ENDPOINTS = ("user", "users", "cached", "me", "patch")
+MIXED = "mixed"
+BURST_SECONDS = 2.5
+"""For how long more than the limit is let in at first."""
 COLUMNS = (
     "limit", "load", "arrive/s", "200/s", "of best", "503/s", "not sent", "processor", "p50 ms", "p99 ms", "lag p99 ms",
 )  # fmt: skip
@@ -41,10 +44,10 @@ class Point:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--endpoint", choices=ENDPOINTS, default="user", help="what is asked; default: user")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the one in the middle is shown")
-    parser.add_argument("--seconds", type=float, default=4, help="for each load, each round")
-    parser.add_argument("--connections", type=int, default=2000, help="on which requests arrive")
+    parser.add_argument("--endpoint", choices=(MIXED, *ENDPOINTS), default=MIXED, help="default: all in turns")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the one in the middle is shown")
+    parser.add_argument("--seconds", type=float, default=2, help="for each load, each round")
+    parser.add_argument("--connections", type=int, default=1000, help="on which requests arrive")
     parser.add_argument("--max-lag", type=float, default=50, help="milliseconds by which half the requests may be late")
     parser.add_argument("--limit", type=int, help="MAX_CONCURRENT_REQUESTS; default: what the service has")
 
@@ -64,8 +67,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             )
             for name, limit in given.items()
         }
-        endpoint = endpoints(sign_in(services[shown]))[options.endpoint]
-        requests = [request.encode() for request in endpoint.requests]
+        requests = _requests(endpoints(sign_in(services[shown])), options.endpoint)
         pool = stack.enter_context(ProcessPoolExecutor(1, spawn))
         for _ in range(options.rounds):
             for name, service in services.items():
@@ -82,6 +84,11 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {"overload": result}, table(found)
 
 
+def _requests(kinds: Mapping[str, Endpoint], name: str) -> Sequence[bytes]:
+    chosen = [kinds[each].requests for each in (ENDPOINTS if name == MIXED else (name,))]
+    return [request.encode() for one_of_each in zip(*chosen, strict=True) for request in one_of_each]
+
+
 def _round(
     pool: ProcessPoolExecutor, service: Service, requests: Sequence[bytes], options: argparse.Namespace
 ) -> Mapping[float, Point]:
@@ -89,18 +96,14 @@ def _round(
     # On no more connections than the limit lets through.
     most = Load(service.port, service.process.pid, requests[: options.limit], 200, options.seconds)
     saturated = pool.submit(load.run, most).result().per_second
-    outcomes = {}
-    for factor in FACTORS:
-        offer = Offer(
-            service.port,
-            service.process.pid,
-            requests,
-            per_second=factor * saturated,
-            seconds=options.seconds,
-            connections=options.connections,
-            max_lag_ms=options.max_lag,
-        )
-        outcomes[factor] = pool.submit(arrivals.run, offer).result()
+
+    def offer(factor: float, seconds: float) -> Outcome:
+        rate, connections, max_lag = factor * saturated, options.connections, options.max_lag
+        arriving = Offer(service.port, service.process.pid, requests, rate, seconds, connections, max_lag)
+        return pool.submit(arrivals.run, arriving).result()
+
+    offer(max(FACTORS), BURST_SECONDS)
+    outcomes = {factor: offer(factor, options.seconds) for factor in FACTORS}
     best = max(saturated, *(outcome.answered_per_second for outcome in outcomes.values()))
     return {factor: Point(outcome, best) for factor, outcome in outcomes.items()}
 
