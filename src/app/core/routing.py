@@ -4,6 +4,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, cast
 
@@ -143,3 +144,17 @@ class FlatRoute(APIRoute):
         holds_none = (StringConvertor, IntegerConvertor, FloatConvertor, UUIDConvertor)
         is_fixed = all(type(convertor) in holds_none for convertor in self.param_convertors.values())
         return (number,) if is_fixed else range(sys.maxsize)
+
+
+@contextmanager
+def pydantic_v1_left_out() -> Iterator[None]:
+    """FastAPI refuses the models of pydantic.v1, and would load all of that only to see that there are none."""
+    if "pydantic.v1" in sys.modules:
+        yield
+        return
+    modules = cast(dict[str, Any], sys.modules)
+    modules["pydantic.v1"] = None  # an import fails meanwhile, which FastAPI takes for a no
+    try:
+        yield
+    finally:
+        del modules["pydantic.v1"]

@@ -1,7 +1,6 @@
 """Builds the application and opens what it needs; router, handlers and the guard of the docs are arguments."""
 
 import asyncio
-import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,7 +34,7 @@ from app.core.logger import setup_logging
 from app.core.middleware import ClientCacheMiddleware, LoadShedding, RequestMiddleware
 from app.core.models import ErrorMessage
 from app.core.rate_limit import limiter
-from app.core.routing import add_routes
+from app.core.routing import APIRouter, add_routes, pydantic_v1_left_out
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,7 @@ DOCS_ASSETS = "/docs/assets"
 EXPOSED_HEADERS = ["X-Request-ID", "ETag", "Retry-After", "RateLimit", "RateLimit-Policy"]
 
 
+@pydantic_v1_left_out()
 def create_application(
     router: fastapi.APIRouter,
     settings: Settings,
@@ -138,8 +138,6 @@ def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
                 for fault in find_cache_faults(app.routes):
                     logger.warning("cache used wrongly", extra={"fault": fault})
                 await stack.enter_async_context(migrations())
-            # What is there by now stays: looking through it again and again would hold requests up for 80 ms each time.
-            gc.freeze()
             yield
 
     return run
@@ -163,13 +161,13 @@ async def migrations() -> AsyncIterator[None]:
 
 def add_docs(app: FastAPI, dependencies: list[Any]) -> None:
     """Serve the OpenAPI document, Swagger UI and ReDoc, with scripts and styles of our own rather than a CDN's."""
-    docs = fastapi.APIRouter(dependencies=dependencies, include_in_schema=False)
+    docs = APIRouter(dependencies=dependencies)
 
-    @docs.get("/openapi.json")
+    @docs.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:
         return JSONResponse(app.openapi())
 
-    @docs.get("/docs")
+    @docs.get("/docs", include_in_schema=False)
     async def swagger_ui() -> Response:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -179,7 +177,7 @@ def add_docs(app: FastAPI, dependencies: list[Any]) -> None:
             swagger_favicon_url="data:,",
         )
 
-    @docs.get("/redoc")
+    @docs.get("/redoc", include_in_schema=False)
     async def redoc() -> Response:
         return get_redoc_html(
             openapi_url="/openapi.json",

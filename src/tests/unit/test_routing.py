@@ -1,5 +1,7 @@
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import Any
 
 import fastapi
@@ -12,8 +14,10 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.routing import Match, Mount
 from starlette.types import Message
 
+from app.api import router
+from app.core.config import settings
 from app.core.routing import APIRouter, FlatRoute, add_routes
-from app.core.setup import DOCS_ASSETS
+from app.core.setup import DOCS_ASSETS, create_application
 from app.main import app
 from tests.fixtures import open_client
 
@@ -200,6 +204,26 @@ class TestLikeFastAPI:
         (route,) = built(outer).routes
         assert isinstance(route, OwnRoute)
         assert route.path == "/v1/thing"
+
+
+class TestFormerPydantic:
+    @pytest.fixture(autouse=True)
+    def _not_loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in [name for name in sys.modules if name.startswith("pydantic.v1")]:
+            monkeypatch.delitem(sys.modules, name)
+
+    def test_it_is_not_loaded(self) -> None:
+        create_application(router, settings, exception_handlers={}, docs_guard=guard)
+        assert "pydantic.v1" not in sys.modules
+
+    def test_its_models_are_refused(self) -> None:
+        class FormerThing(import_module("pydantic.v1").BaseModel):  # type: ignore[misc]
+            name: str
+
+        former = APIRouter()
+        former.get("/thing", response_model=FormerThing)(guard)
+        with pytest.raises(FastAPIError, match=r"pydantic\.v1 models are no longer supported"):
+            create_application(former, settings, exception_handlers={}, docs_guard=guard)
 
 
 def test_applications_can_be_built_again() -> None:
