@@ -22,15 +22,15 @@ from bench.check import check
 from bench.endpoints import NAMES, endpoints
 from bench.load import BenchError, Load, Measure, run
 from bench.report import rows, table
-from bench.services import running_bench, sign_in
+from bench.services import APPS, running_bench, sign_in
 from bench.wrk import find_wrk
 from bench.wrk import run as run_wrk
 from scripts.servers import ServerError
 
 ROUNDS = 5
 SECONDS = 1.5
-STARTS = 5
-"""How often each service is started for the median."""
+STARTS = 9
+"""How often each service is started."""
 PARTS = {"growth": growth, "overload": overload}
 LOADS = {"wrk": run_wrk, "own": run}
 
@@ -48,35 +48,39 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
             asked = check(bench, services, chosen)
         bench.execute(("ALTER DATABASE postgres RESET log_statement",), ("VACUUM ANALYZE",))
         starts: dict[str, list[float]] = defaultdict(list)
-        for _ in range(STARTS):
-            with bench.services() as services:
-                for name, started in services.items():
+        for number in range(STARTS):
+            for name in _turn(number):
+                with bench.service(name) as started:
                     starts[name].append(started.start_seconds)
         spawn = multiprocessing.get_context("spawn")
         with bench.services() as services, ProcessPoolExecutor(1, spawn) as pool, bench.redis() as redis:
             for number in range(rounds + 1):
-                order = [*services][number % 3 :] + [*services][: number % 3]
                 for name, endpoint in chosen.items():
                     requests = [request.encode() for request in endpoint.requests]
-                    for service in order:
+                    for service in _turn(number):
                         redis.flushall()
                         at = services[service]
                         job = Load(at.port, at.process.pid, requests, endpoint.status, seconds)
                         measure = pool.submit(LOADS[load_name], job).result()
                         if number > 0:  # the first round warms up
                             measures[name][service].append(measure)
-            processes = {
-                name: {"start_seconds": median(starts[name]), "memory_mib": service.memory_mib()}
-                for name, service in services.items()
-            }
+            memory = {name: service.memory_mib() for name, service in services.items()}
+    processes = {
+        name: {
+            "start_seconds": median(starts[name]),
+            "start_to_floor": median(one / of for one, of in zip(starts[name], starts["floor"], strict=True)),
+            "memory_mib": memory[name],
+            "memory_to_floor": memory[name] / memory["floor"],
+        }
+        for name in APPS
+    }
     found = {name: rows({service: measures[name][service] for service in services}, asked[name]) for name in names}
     lines = [table(found, {name: endpoint.title for name, endpoint in chosen.items()}), ""]
     for name, process in processes.items():
-        start, mib = (process[key] for key in ("start_seconds", "memory_mib"))
-        to_floor = start / processes["floor"]["start_seconds"], mib / processes["floor"]["memory_mib"]
+        start, start_ratio, mib, mib_ratio = process.values()
         lines.append(
-            f"{name}: {start:.2f} s to start ({to_floor[0]:.2f} to floor), "
-            f"{mib:.0f} MiB after the load ({to_floor[1]:.2f})"
+            f"{name}: {start:.2f} s to start ({start_ratio:.2f} to floor), "
+            f"{mib:.0f} MiB after the load ({mib_ratio:.2f})"
         )
     return {
         "load": load_name,
@@ -85,6 +89,12 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
         "endpoints": found,
         "processes": processes,
     }, "\n".join(lines)
+
+
+def _turn(number: int) -> Sequence[str]:
+    """The services in the order of this round: each comes first as often as the others."""
+    names, first = [*APPS], number % len(APPS)
+    return names[first:] + names[:first]
 
 
 def _interrupt(*_: object) -> None:
