@@ -9,7 +9,7 @@ from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.exceptions import ConflictError
 from app.core.models import now
 from app.crud.crud_base import CRUDBase
-from app.crud.helper import Shape, columns_of, conditions, shape_of
+from app.crud.helper import Lookup, Shape, columns_of, conditions, shape_of
 from app.models.password_reset import PasswordReset
 from app.models.rate_limit import RateLimit
 from app.models.session import Session
@@ -40,6 +40,9 @@ _SELECT_CALLER_IN_SESSION = _select_caller(
     and_(Session.user_id == User.id, Session.uuid == bindparam("session"), Session.expires_at > func.now()),
 )
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
+
+
+_ID_BY_NAME = select(User.id).where(User.username == bindparam("username"), ~User.is_deleted).scalar_subquery()
 
 
 @lru_cache
@@ -102,6 +105,10 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
         )
         row = (await db.execute(statement)).one_or_none()
         return None if row is None else {"id": row.id, "username": row.username, "email": row.email}
+
+    def id_of(self, username: str) -> Lookup:
+        """For a filter of another entity's query: the id of the living user of this name."""
+        return Lookup(_ID_BY_NAME, {"username": username})
 
     async def hold_name(self, db: AsyncSession, username: str, **filters: Any) -> int | None:
         """Return the id of the user who has this name, or None, and let nobody change the name until the commit.

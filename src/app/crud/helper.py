@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from typing import cast as typed
 
 from pydantic import BaseModel
@@ -33,12 +33,21 @@ from app.core.database import BUILT_ONCE, Base
 from app.core.exceptions import UnknownFilterError
 from app.models.row_count import Counted, RowCount
 
-# What a filter compares with: a fixed value (None, True or False are written into the statement) or a parameter.
+# What a filter compares with: a fixed value (None, True or False are written into the statement), what the statement
+# looks up, or a parameter.
 _PARAMETER = "parameter"
-Shape = tuple[tuple[str, str | bool | None], ...]
+Shape = tuple[tuple[str, str | bool | ScalarSelect[Any] | None], ...]
 Columns = tuple[str, ...]
 _FOUND = "found?"  # no attribute is called so
 _ZERO, _ONE = literal_column("0", BigInteger), literal_column("1", BigInteger)
+
+
+class Lookup(NamedTuple):
+    """For a filter: a value that the statement looks up itself. It is NULL, which nothing equals, if there is none."""
+
+    statement: ScalarSelect[Any]
+    """Built once, with parameters that no filter has."""
+    parameters: Mapping[str, Any]
 
 
 @lru_cache
@@ -67,13 +76,16 @@ def _fields(schema: type[BaseModel]) -> Columns:
 def shape_of(model: type[Base], filters: Mapping[str, Any]) -> tuple[Shape, dict[str, Any]]:
     """Split filters into what the statement depends on and the values of its parameters."""
     known = columns_of(model)
-    shape: list[tuple[str, str | bool | None]] = []
+    shape: list[tuple[str, str | bool | ScalarSelect[Any] | None]] = []
     parameters: dict[str, Any] = {}
     for name, value in filters.items():
         if name not in known:
             raise UnknownFilterError(f"{model.__name__} has no column {name!r}; it has {', '.join(known)}")
         if value is None or isinstance(value, bool):
             shape.append((name, value))
+        elif isinstance(value, Lookup):
+            shape.append((name, value.statement))
+            parameters |= value.parameters
         else:
             shape.append((name, _PARAMETER))
             parameters[f"where_{name}"] = value
@@ -90,8 +102,12 @@ def conditions(model: type[Base], shape: Shape) -> list[ColumnElement[bool]]:
         elif isinstance(value, bool):
             clauses.append(column if value else ~column)
         else:
-            clauses.append(column == bindparam(f"where_{name}", type_=column.type))
+            clauses.append(column == _compared(model, name, value))
     return clauses
+
+
+def _compared(model: type[Base], name: str, value: str | ScalarSelect[Any]) -> ColumnElement[Any]:
+    return bindparam(f"where_{name}", type_=columns_of(model)[name].type) if isinstance(value, str) else value
 
 
 def known(limit: int) -> BindParameter[int]:
@@ -203,15 +219,17 @@ def _kept_count(model: type[Base], shape: Shape) -> list[ColumnElement[bool]] | 
     """Where the count of these very rows is kept; None when it is not, and they have to be counted."""
     if not issubclass(model, Counted):
         return None
-    owner = model.__counted_by__
-    living: Shape = (("is_deleted", False),) if "is_deleted" in columns_of(model) else ()
-    whose: Shape = ((owner, _PARAMETER),) if owner else ()
-    if sorted(shape) != sorted(living + whose):
+    owner, values = model.__counted_by__, dict(shape)
+    is_living = "is_deleted" not in columns_of(model) or values.pop("is_deleted", None) is False
+    whose: ColumnElement[Any] = _ZERO
+    if owner is not None:
+        value = values.pop(owner, None)
+        if value is None or isinstance(value, bool):
+            return None
+        whose = _compared(model, owner, value)
+    if values or not is_living:
         return None
-    return [
-        RowCount.relation == literal(model.__tablename__),
-        RowCount.owner == (bindparam(f"where_{owner}", type_=columns_of(model)[owner].type) if owner else _ZERO),
-    ]
+    return [RowCount.relation == literal(model.__tablename__), RowCount.owner == whose]
 
 
 @lru_cache(maxsize=1024)

@@ -352,6 +352,41 @@ class TestExistsAndCount:
             await crud_users.count(reading, nothing=None)
 
 
+class TestLookup:
+    """A filter whose value the statement finds itself: the id of a user by name."""
+
+    async def test_reads(self, reading: Database, user: User, statements: Statements) -> None:
+        posts = [await make_post(user) for _ in range(3)]
+        await make_post(await make_user())
+        statements.clear()
+        own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(user.username), "is_deleted": False}
+        page = await crud_posts.get_multi(reading, **own)
+        assert [row["id"] for row in page["data"]] == [post.id for post in posts]
+        assert page["total_count"] == await crud_posts.count(reading, **own) == 3
+        assert await crud_posts.get(reading, ["id"], id=posts[1].id, **own) == {"id": posts[1].id}
+        assert await crud_posts.exists(reading, **own)
+        assert sum("row_count" in sql for _, sql in statements.all) == 2
+
+    async def test_nothing_equals_what_is_not_found(self, reading: Database, user: User) -> None:
+        await make_post(user)
+        own: dict[str, Any] = {"created_by_user_id": crud_users.id_of("nobody"), "is_deleted": False}
+        page = await crud_posts.get_multi(reading, **own)
+        assert (page["data"], page["total_count"], page["has_more"]) == ([], 0, False)
+        assert await crud_posts.count(reading, **own) == 0
+        assert not await crud_posts.exists(reading, **own)
+        assert await crud_posts.get(reading, **own) is None
+
+    async def test_writes(self, user: User, fetch: Fetch) -> None:
+        await make_post(user)
+        other = await make_post(await make_user())
+        async with transaction() as db:
+            own = {"created_by_user_id": crud_users.id_of(user.username)}
+            assert await crud_posts.update(db, PostUpdate(title="Changed"), **own) == 1
+            assert await crud_posts.db_delete(db, **own) == 1
+            assert await crud_posts.db_delete(db, created_by_user_id=crud_users.id_of("nobody")) == 0
+        assert [row["id"] for row in await fetch("SELECT id FROM post")] == [other.id]
+
+
 class TestCreate:
     async def test_returns_the_model(self, fetch: Fetch) -> None:
         internal = UserCreateInternal(name="Ann Other", username="ann", email="Ann@example.com", hashed_password="x")

@@ -85,8 +85,9 @@ async def large() -> AsyncIterator[Connection]:
 
 TOKEN = RefreshToken(UUID(int=7), "x")
 LIFETIME = timedelta(days=1)
-OWN = {"created_by_user_id": PROLIFIC, "is_deleted": False}
-OTHER = {"created_by_user_id": 7, "is_deleted": False}
+OWN = {"created_by_user_id": crud_users.id_of(f"user{PROLIFIC}"), "is_deleted": False}
+OTHER = {"created_by_user_id": crud_users.id_of("user7"), "is_deleted": False}
+OWN_BY_ID = {"created_by_user_id": PROLIFIC, "is_deleted": False}
 READS: dict[str, Callable[[Reader], Awaitable[Any]]] = {
     "sign-in by name": lambda db: crud_users.get_credentials(db, "user5"),
     "sign-in by address": lambda db: crud_users.get_credentials(db, "user5@example.com"),
@@ -105,6 +106,8 @@ READS: dict[str, Callable[[Reader], Awaitable[Any]]] = {
     "posts, page after a key": lambda db: crud_posts.get_multi(db, 0, 10, PostRead, after=250_000, **OWN),
     "posts, page after a key of few": lambda db: crud_posts.get_multi(db, 0, 10, PostRead, after=1000, **OTHER),
     "posts, how many": lambda db: crud_posts.count(db, **OWN),
+    "posts by id, first page": lambda db: crud_posts.get_multi(db, 0, 10, PostRead, **OWN_BY_ID),
+    "posts by id, distant page": lambda db: crud_posts.get_multi(db, 50_000, 10, PostRead, **OWN_BY_ID),
     "post": lambda db: crud_posts.get(db, PostRead, id=70_000, **OWN),
     "tiers": crud_tiers.get_multi,
     "tier": lambda db: crud_tiers.get(db, name="tier5"),
@@ -238,7 +241,7 @@ class TestPlans:
     @pytest.mark.parametrize(
         ("index", "name", "table"),
         [
-            ("ix_post_living", "posts, first page", "post"),
+            ("ix_post_living", "posts by id, first page", "post"),
             ("ix_user_living", "users, distant page", "user"),
             ("ix_user_superuser", "hold a user who is to be deleted", "user"),
             ("ix_session_user_id", "sessions", "session"),

@@ -66,7 +66,7 @@ class TestReads:
         for path in (f"/api/v1/{user.username}/posts", f"/api/v1/{user.username}/post/1"):
             statements.clear()
             await client.get(path)
-            only_read(statements, 2)
+            only_read(statements, 1)
             statements.clear()
             assert (await client.get(path)).status_code == 200
             only_read(statements, 0)

@@ -56,9 +56,11 @@ async def read_posts(
         items_per_page,
         PostRead,
         after=wanted.after,
-        created_by_user_id=await _user_id(db, username),
+        created_by_user_id=crud_users.id_of(username),
         is_deleted=False,
     )
+    if not posts["total_count"]:
+        await _refuse_unknown_name(db, username)
     if wanted.offset > posts["total_count"]:
         do_not_store(request)  # nothing bounds how many such pages there are
     return wanted.response(posts)
@@ -68,9 +70,9 @@ async def read_posts(
 @cache("{username}_post_cache", resource_id_name="id")
 async def read_post(request: Request, username: Username, id: PostId, db: ReaderDep) -> dict[str, Any]:
     """Read a post."""
-    user_id = await _user_id(db, username)
-    post = await crud_posts.get(db, PostRead, id=id, created_by_user_id=user_id, is_deleted=False)
+    post = await crud_posts.get(db, PostRead, id=id, created_by_user_id=crud_users.id_of(username), is_deleted=False)
     if post is None:
+        await _refuse_unknown_name(db, username)
         raise NotFoundError("Post not found")
     return post
 
@@ -112,8 +114,6 @@ async def erase_db_post(
     return Message(message="Post deleted from the database")
 
 
-async def _user_id(db: Reader, username: str) -> int:
-    user = await crud_users.get(db, ["id"], username=username, is_deleted=False)
-    if user is None:
+async def _refuse_unknown_name(db: Reader, username: str) -> None:
+    if not await crud_users.exists(db, username=username, is_deleted=False):
         raise NotFoundError("User not found")
-    return int(user["id"])
