@@ -92,7 +92,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
 
 
 def _turn(number: int) -> Sequence[str]:
-    """The services in the order of this round: each comes first as often as the others."""
+    """The services in the order of this round."""
     names, first = [*APPS], number % len(APPS)
     return names[first:] + names[:first]
 

@@ -44,7 +44,11 @@ NAMES = ("constant", "user", "users", "cached", "me", "task", "task-token", "pat
 def endpoints(tokens: Sequence[str]) -> Mapping[str, Endpoint]:
     """The endpoints by name, with the tokens of the first users."""
     signed = list(zip(NUMBERS, tokens, strict=True))
-    post = {number: f"/api/v1/user{number}/post/{(number - 1) * POSTS_PER_USER + 1}" for number in NUMBERS}
+    # What is read stays in the cache while the other is changed.
+    post, other_post = (
+        {number: f"/api/v1/user{number}/post/{(number - 1) * POSTS_PER_USER + which}" for number in NUMBERS}
+        for which in (1, 2)
+    )
     task, body = "/api/v1/tasks/task?message=hello", '{"title": "A title that was changed"}'
     all_ = (
         Endpoint("constant JSON", 200, [Request("GET", "/health") for _ in NUMBERS]),
@@ -56,6 +60,6 @@ def endpoints(tokens: Sequence[str]) -> Mapping[str, Endpoint]:
         Endpoint("GET me", 200, [Request("GET", "/api/v1/user/me", token) for _, token in signed]),
         Endpoint("POST task, anonymous", 201, [Request("POST", task) for _ in NUMBERS]),
         Endpoint("POST task, token", 201, [Request("POST", task, token) for _, token in signed]),
-        Endpoint("PATCH post", 200, [Request("PATCH", post[number], token, body) for number, token in signed]),
+        Endpoint("PATCH post", 200, [Request("PATCH", other_post[number], token, body) for number, token in signed]),
     )
     return dict(zip(NAMES, all_, strict=True))

@@ -30,6 +30,7 @@ class Load:
     requests: Sequence[bytes]
     status: int
     seconds: float
+    connections: int = CONNECTIONS
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ async def put_load(load: Load) -> Measure:
     Nothing is under way when the measurement begins and when it ends, so that what is counted is what was done.
     """
     server, loop = psutil.Process(load.pid), asyncio.get_running_loop()
-    shares = [load.requests[number::CONNECTIONS] for number in range(min(CONNECTIONS, len(load.requests)))]
+    count = min(load.connections, len(load.requests))
+    shares = [load.requests[number::count] for number in range(count)]
     connections: list[_Loop] = []
     try:
         async with asyncio.timeout(load.seconds + GIVE_UP_SECONDS):

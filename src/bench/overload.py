@@ -15,7 +15,7 @@ from typing import Any
 from bench import arrivals, load
 from bench.arrivals import Offer, Outcome
 from bench.endpoints import Endpoint, endpoints
-from bench.load import Load
+from bench.load import CONNECTIONS, Load
 from bench.report import markdown
 from bench.services import Service, running_bench, sign_in
 
@@ -46,7 +46,9 @@ class Point:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", choices=(MIXED, *ENDPOINTS), default=MIXED, help="default: all in turns")
     parser.add_argument("--rounds", type=int, default=5, help="of which the one in the middle is shown")
-    parser.add_argument("--seconds", type=float, default=2, help="for each load, each round")
+    parser.add_argument(
+        "--seconds", type=float, default=2, help="for each load, each round; with more than 4 a burst is let in again"
+    )
     parser.add_argument("--connections", type=int, default=1000, help="on which requests arrive")
     parser.add_argument("--max-lag", type=float, default=50, help="milliseconds by which half the requests may be late")
     parser.add_argument("--limit", type=int, help="MAX_CONCURRENT_REQUESTS; default: what the service has")
@@ -93,8 +95,8 @@ def _round(
     pool: ProcessPoolExecutor, service: Service, requests: Sequence[bytes], options: argparse.Namespace
 ) -> Mapping[float, Point]:
     """Find out how much the service can do, then offer it shares and multiples of that."""
-    # On no more connections than the limit lets through.
-    most = Load(service.port, service.process.pid, requests[: options.limit], 200, options.seconds)
+    connections = min(CONNECTIONS, options.limit or CONNECTIONS)  # no more than the limit lets through
+    most = Load(service.port, service.process.pid, requests, 200, options.seconds, connections)
     saturated = pool.submit(load.run, most).result().per_second
 
     def offer(factor: float, seconds: float) -> Outcome:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.load import CONNECTIONS, GIVE_UP_SECONDS, BenchError, Load, Measure, cpu_seconds, put_load
+from bench.load import GIVE_UP_SECONDS, BenchError, Load, Measure, cpu_seconds, put_load
 from scripts.servers import HOST
 
 # wrk cuts its last requests short when its time is up, and an application that is left alone does other things than
@@ -70,7 +70,15 @@ def run(load: Load) -> Measure:
     with tempfile.TemporaryDirectory() as directory:
         script = Path(directory) / "load.lua"
         script.write_text(_SCRIPT % (",".join(map(_quoted, load.requests)), load.status, load.seconds))
-        command = [find_wrk() or "wrk", "--threads", "1", "--connections", str(CONNECTIONS), "--script", str(script)]
+        command = [
+            find_wrk() or "wrk",
+            "--threads",
+            "1",
+            "--connections",
+            str(load.connections),
+            "--script",
+            str(script),
+        ]
         most = math.ceil(load.seconds + GIVE_UP_SECONDS)
         command += ["--duration", f"{most}s", "--timeout", f"{most}s", f"http://{HOST}:{load.port}"]
         began = cpu_seconds(server)

@@ -135,8 +135,9 @@ def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
                 limiter.open(settings)
                 stack.push_async_callback(limiter.server.close)
             if settings.ENVIRONMENT is EnvironmentOption.LOCAL:
-                for fault in find_cache_faults(app.routes):
-                    logger.warning("cache used wrongly", extra={"fault": fault})
+                with pydantic_v1_left_out():
+                    for fault in find_cache_faults(app.routes):
+                        logger.warning("cache used wrongly", extra={"fault": fault})
                 await stack.enter_async_context(migrations())
             yield
 

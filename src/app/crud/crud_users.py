@@ -42,9 +42,6 @@ _SELECT_CALLER_IN_SESSION = _select_caller(
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
 
-_ID_BY_NAME = select(User.id).where(User.username == bindparam("username"), ~User.is_deleted).scalar_subquery()
-
-
 @lru_cache
 def _hold_user(shape: Shape) -> Select[Any]:
     return select(columns_of(User)["id"]).where(*conditions(User, shape)).with_for_update(read=True, key_share=True)
@@ -108,7 +105,7 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
 
     def id_of(self, username: str) -> Lookup:
         """For a filter of another entity's query: the id of the living user of this name."""
-        return Lookup(_ID_BY_NAME, {"username": username})
+        return Lookup(User, "id", {"username": username, "is_deleted": False})
 
     async def hold_name(self, db: AsyncSession, username: str, **filters: Any) -> int | None:
         """Return the id of the user who has this name, or None, and let nobody change the name until the commit.

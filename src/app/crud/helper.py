@@ -33,21 +33,22 @@ from app.core.database import BUILT_ONCE, Base
 from app.core.exceptions import UnknownFilterError
 from app.models.row_count import Counted, RowCount
 
-# What a filter compares with: a fixed value (None, True or False are written into the statement), what the statement
-# looks up, or a parameter.
+# What a filter compares with: a fixed value (None, True or False are written into the statement), a parameter, or what
+# the statement looks up: a model, a column of it, and what its row must match.
 _PARAMETER = "parameter"
-Shape = tuple[tuple[str, str | bool | ScalarSelect[Any] | None], ...]
+Sought = tuple[type[Base], str, "Shape"]
+Shape = tuple[tuple[str, str | bool | Sought | None], ...]
 Columns = tuple[str, ...]
 _FOUND = "found?"  # no attribute is called so
 _ZERO, _ONE = literal_column("0", BigInteger), literal_column("1", BigInteger)
 
 
 class Lookup(NamedTuple):
-    """For a filter: a value that the statement looks up itself. It is NULL, which nothing equals, if there is none."""
+    """For a filter: the column of the one row of another model that matches; without one, nothing equals it."""
 
-    statement: ScalarSelect[Any]
-    """Built once, with parameters that no filter has."""
-    parameters: Mapping[str, Any]
+    model: type[Base]
+    column: str
+    filters: Mapping[str, Any]
 
 
 @lru_cache
@@ -73,10 +74,10 @@ def _fields(schema: type[BaseModel]) -> Columns:
     return tuple(schema.model_fields)
 
 
-def shape_of(model: type[Base], filters: Mapping[str, Any]) -> tuple[Shape, dict[str, Any]]:
+def shape_of(model: type[Base], filters: Mapping[str, Any], prefix: str = "where") -> tuple[Shape, dict[str, Any]]:
     """Split filters into what the statement depends on and the values of its parameters."""
     known = columns_of(model)
-    shape: list[tuple[str, str | bool | ScalarSelect[Any] | None]] = []
+    shape: list[tuple[str, str | bool | Sought | None]] = []
     parameters: dict[str, Any] = {}
     for name, value in filters.items():
         if name not in known:
@@ -84,15 +85,16 @@ def shape_of(model: type[Base], filters: Mapping[str, Any]) -> tuple[Shape, dict
         if value is None or isinstance(value, bool):
             shape.append((name, value))
         elif isinstance(value, Lookup):
-            shape.append((name, value.statement))
-            parameters |= value.parameters
+            sought, more = shape_of(value.model, value.filters, f"{prefix}_{name}_")
+            shape.append((name, (value.model, value.column, sought)))
+            parameters |= more
         else:
             shape.append((name, _PARAMETER))
-            parameters[f"where_{name}"] = value
+            parameters[f"{prefix}_{name}"] = value
     return tuple(shape), parameters
 
 
-def conditions(model: type[Base], shape: Shape) -> list[ColumnElement[bool]]:
+def conditions(model: type[Base], shape: Shape, prefix: str = "where") -> list[ColumnElement[bool]]:
     """The WHERE clause; `NOT column` rather than `column IS false`, which no partial index serves."""
     clauses: list[ColumnElement[bool]] = []
     for name, value in shape:
@@ -102,12 +104,15 @@ def conditions(model: type[Base], shape: Shape) -> list[ColumnElement[bool]]:
         elif isinstance(value, bool):
             clauses.append(column if value else ~column)
         else:
-            clauses.append(column == _compared(model, name, value))
+            clauses.append(column == _compared(column, f"{prefix}_{name}", value))
     return clauses
 
 
-def _compared(model: type[Base], name: str, value: str | ScalarSelect[Any]) -> ColumnElement[Any]:
-    return bindparam(f"where_{name}", type_=columns_of(model)[name].type) if isinstance(value, str) else value
+def _compared(column: ColumnElement[Any], parameter: str, value: str | Sought) -> ColumnElement[Any]:
+    if isinstance(value, str):
+        return bindparam(parameter, type_=column.type)
+    model, name, shape = value
+    return select(columns_of(model)[name]).where(*conditions(model, shape, f"{parameter}_")).scalar_subquery()
 
 
 def known(limit: int) -> BindParameter[int]:
@@ -226,7 +231,7 @@ def _kept_count(model: type[Base], shape: Shape) -> list[ColumnElement[bool]] | 
         value = values.pop(owner, None)
         if value is None or isinstance(value, bool):
             return None
-        whose = _compared(model, owner, value)
+        whose = _compared(columns_of(model)[owner], f"where_{owner}", value)
     if values or not is_living:
         return None
     return [RowCount.relation == literal(model.__tablename__), RowCount.owner == whose]

@@ -19,6 +19,7 @@ from app.crud.crud_posts import crud_posts
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
 from app.crud.crud_users import crud_users
+from app.crud.helper import Lookup
 from app.models.post import Post
 from app.models.tier import Tier
 from app.models.user import User
@@ -375,6 +376,30 @@ class TestLookup:
         assert await crud_posts.count(reading, **own) == 0
         assert not await crud_posts.exists(reading, **own)
         assert await crud_posts.get(reading, **own) is None
+
+    async def test_two_of_them(self, reading: Database, user: User) -> None:
+        """Each with its own parameters, whatever columns the tables have."""
+        other = await make_user()
+        await make_post(user, title=other.username)
+
+        async def has(owner: User, named: User) -> bool:
+            title = Lookup(User, "username", {"id": named.id})
+            return await crud_posts.exists(reading, created_by_user_id=crud_users.id_of(owner.username), title=title)
+
+        assert await has(user, other)
+        assert not await has(other, user)
+        assert not await has(user, user)
+        assert not await crud_users.exists(reading, id=crud_users.id_of(user.username), username=other.username)
+
+    async def test_column_that_is_written_and_looked_up(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            values = {"username": "renamed", "name": "Renamed"}
+            assert await crud_users.update(db, values, id=crud_users.id_of(user.username)) == 1
+        assert [row["username"] for row in await fetch('SELECT username FROM "user"')] == ["renamed"]
+
+    async def test_unknown_filter_of_the_other(self, reading: Database) -> None:
+        with pytest.raises(UnknownFilterError, match="User has no column 'title'"):
+            await crud_posts.exists(reading, created_by_user_id=Lookup(User, "id", {"title": "x"}))
 
     async def test_writes(self, user: User, fetch: Fetch) -> None:
         await make_post(user)

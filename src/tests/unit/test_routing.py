@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 import fastapi
+import pydantic
 import pytest
 from fastapi import Depends, FastAPI, WebSocket, WebSocketException
 from fastapi.exceptions import FastAPIError
@@ -211,6 +212,7 @@ class TestFormerPydantic:
     def _not_loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in [name for name in sys.modules if name.startswith("pydantic.v1")]:
             monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(pydantic, "v1", raising=False)
 
     def test_it_is_not_loaded(self) -> None:
         create_application(router, settings, exception_handlers={}, docs_guard=guard)
