@@ -37,7 +37,7 @@ class Outcome:
     offered_per_second: float
     answered_per_second: float
     shed_per_second: float
-    unsent: int
+    unsent: float
     """Requests that found no connection free in all this time."""
     cpu: float
     """Share of a processor that the server had: less than one where others had more of the machine."""

@@ -6,10 +6,11 @@ The same load arrives at a service with its limit on requests under way, and at 
 import argparse
 import multiprocessing
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from statistics import median
 from typing import Any
 
 from bench import arrivals, load
@@ -25,6 +26,8 @@ ENDPOINTS = ("user", "users", "cached", "me", "patch")
 MIXED = "mixed"
 BURST_SECONDS = 2.5
 """For how long more than the limit is let in at first."""
+SATURATED_SECONDS = 1.0
+"""How long a service is kept busy, to see how much it can do."""
 COLUMNS = (
     "limit", "load", "arrive/s", "200/s", "of best", "503/s", "not sent", "processor", "p50 ms", "p99 ms", "lag p99 ms",
 )  # fmt: skip
@@ -32,20 +35,16 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Point:
-    """One load on one service, in one round."""
+    """One load on one service."""
 
     outcome: Outcome
-    best_per_second: float
-    """The most that this service did in this round."""
-
-    @property
-    def share(self) -> float:
-        return self.outcome.answered_per_second / self.best_per_second
+    share: float
+    """What was answered of what the service can do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", choices=(MIXED, *ENDPOINTS), default=MIXED, help="default: all in turns")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the one in the middle is shown")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the medians are shown")
     parser.add_argument(
         "--seconds", type=float, default=2, help="for each load, each round; with more than 4 a burst is let in again"
     )
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measure; return the result for programs and for people."""
     shown = str(options.limit or "default")
     given = {shown: str(options.limit) if options.limit else None, "none": str(WITHOUT)}
-    points: dict[str, dict[float, list[Point]]] = {name: defaultdict(list) for name in given}
+    rounds: dict[str, dict[float, list[Point]]] = {name: defaultdict(list) for name in given}
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         bench = stack.enter_context(running_bench())
@@ -73,17 +72,20 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         pool = stack.enter_context(ProcessPoolExecutor(1, spawn))
         for _ in range(options.rounds):
             for name, service in services.items():
-                for factor, point in _round(pool, service, requests, options).items():
-                    points[name][factor].append(point)
-    found: dict[str, dict[float, Point]] = defaultdict(dict)
-    result: dict[str, dict[float, Any]] = defaultdict(dict)
-    for name, by_factor in points.items():
-        for factor, rounds in by_factor.items():
-            rounds.sort(key=lambda point: point.share)
-            middle = found[name][factor] = rounds[len(rounds) // 2]
-            shares = [point.share for point in rounds]
-            result[name][factor] = {**asdict(middle.outcome), "share_of_best": middle.share, "shares_of_best": shares}
+                for factor, point in _round(pool, service, requests, options):
+                    rounds[name][factor].append(point)
+    found = {name: {factor: _median(points) for factor, points in each.items()} for name, each in rounds.items()}
+    result = {
+        name: {factor: {**asdict(point.outcome), "share_of_best": point.share} for factor, point in each.items()}
+        for name, each in found.items()
+    }
     return {"overload": result}, table(found)
+
+
+def _median(points: Sequence[Point]) -> Point:
+    """The medians, figure by figure."""
+    outcomes = zip(*(astuple(point.outcome) for point in points), strict=True)
+    return Point(Outcome(*map(median, outcomes)), median(point.share for point in points))
 
 
 def _requests(kinds: Mapping[str, Endpoint], name: str) -> Sequence[bytes]:
@@ -93,27 +95,35 @@ def _requests(kinds: Mapping[str, Endpoint], name: str) -> Sequence[bytes]:
 
 def _round(
     pool: ProcessPoolExecutor, service: Service, requests: Sequence[bytes], options: argparse.Namespace
-) -> Mapping[float, Point]:
-    """Find out how much the service can do, then offer it shares and multiples of that."""
+) -> Iterator[tuple[float, Point]]:
+    """Offer shares and multiples of what the service can do. That is found out before and after each, since the speed
+    of a machine drifts.
+    """
     connections = min(CONNECTIONS, options.limit or CONNECTIONS)  # no more than the limit lets through
-    most = Load(service.port, service.process.pid, requests, 200, options.seconds, connections)
-    saturated = pool.submit(load.run, most).result().per_second
+    saturating = Load(service.port, service.process.pid, requests, 200, SATURATED_SECONDS, connections)
 
-    def offer(factor: float, seconds: float) -> Outcome:
-        rate, connections, max_lag = factor * saturated, options.connections, options.max_lag
-        arriving = Offer(service.port, service.process.pid, requests, rate, seconds, connections, max_lag)
+    def saturate() -> float:
+        return pool.submit(load.run, saturating).result().per_second
+
+    def offer(rate: float, seconds: float) -> Outcome:
+        arriving = Offer(
+            service.port, service.process.pid, requests, rate, seconds, options.connections, options.max_lag
+        )
         return pool.submit(arrivals.run, arriving).result()
 
-    offer(max(FACTORS), BURST_SECONDS)
-    outcomes = {factor: offer(factor, options.seconds) for factor in FACTORS}
-    best = max(saturated, *(outcome.answered_per_second for outcome in outcomes.values()))
-    return {factor: Point(outcome, best) for factor, outcome in outcomes.items()}
+    offer(max(FACTORS) * saturate(), BURST_SECONDS)
+    before = saturate()
+    for factor in FACTORS:
+        outcome = offer(factor * before, options.seconds)
+        after = saturate()
+        yield factor, Point(outcome, 2 * outcome.answered_per_second / (before + after))
+        before = after
 
 
 def table(found: Mapping[str, Mapping[float, Point]]) -> str:
     lines = [list(COLUMNS)]
-    for name, points in found.items():
-        for factor, point in points.items():
+    for name, by_factor in found.items():
+        for factor, point in by_factor.items():
             outcome = point.outcome
             rates = (outcome.offered_per_second, outcome.answered_per_second, outcome.shed_per_second)
             offered, answered, shed = (f"{rate:.0f}" for rate in rates)
@@ -125,7 +135,7 @@ def table(found: Mapping[str, Mapping[float, Point]]) -> str:
                 answered,
                 f"{point.share:.0%}",
                 shed,
-                str(outcome.unsent),
+                f"{outcome.unsent:.0f}",
                 f"{outcome.cpu:.0%}",
             ]
             lines.append([*cells, *(f"{wait:.0f}" for wait in waits)])
