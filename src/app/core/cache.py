@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import itertools
 import logging
+import math
 import os
 import re
 import string
@@ -41,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
-LEASE_SECONDS = 2
+LEASE_SECONDS = 2.5
+"""Longer than a statement may take: who waits for one that comes to nothing would else begin another just before it is
+known that PostgreSQL is silent.
+"""
 LEASES_AWAITED = 2
 """Who has waited for so many that came to nothing waits no more: it may be an answer that is not kept, like a 404."""
 MAX_ANSWER_BYTES = 256 * 1024
@@ -178,7 +182,7 @@ class CacheStore:
         """
         fetch = self._reads.script(_FETCH)
         keys = [key, _index(key), _INDEXES]
-        args: list[bytes | int] = [lease, LEASE_SECONDS * 1000, expiration + LEASE_SECONDS + 1]
+        args: list[bytes | int] = [lease, round(LEASE_SECONDS * 1000), expiration + math.ceil(LEASE_SECONDS) + 1]
         deadline, pause = time.monotonic() + LEASE_SECONDS, 0.005
         leases = set[bytes]()
         while True:
