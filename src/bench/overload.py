@@ -25,7 +25,7 @@ WITHOUT = 1_000_000_000
 ENDPOINTS = ("user", "users", "cached", "me", "patch")
 MIXED = "mixed"
 BURST_SECONDS = 2.5
-"""For how long more than the limit is let in at first."""
+"""How long a service is offered too much before anything is counted: more than the limit is let in at first."""
 SATURATED_SECONDS = 1.0
 """How long a service is kept busy, to see how much it can do."""
 COLUMNS = (
