@@ -13,12 +13,12 @@ from typing import Any
 from arq import cron
 
 from app.core.config import DEFAULT_ADMIN_EMAIL, EnvironmentOption, settings
-from app.core.database import close_engines, transaction
-from app.core.jobs import JobLeases, hide_arguments, patient_queue, queue_address, retried
+from app.core.database import default_engines, transaction
 from app.core.logger import setup_logging
 from app.core.mail import Mail, mailer_for
 from app.core.models import now
 from app.core.queue import deserialize, serialize
+from app.core.queue.worker import JobLeases, hide_arguments, patient_queue, queue_address, retried
 from app.core.security import hash_of, new_secret
 from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_sessions import crud_sessions
@@ -84,7 +84,7 @@ async def after_job_end(ctx: dict[str, Any]) -> None:
 
 async def shutdown(ctx: dict[str, Any]) -> None:
     ctx["leases"].close()
-    await close_engines()
+    await default_engines.close()
 
 
 # -------- class --------

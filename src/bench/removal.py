@@ -11,7 +11,7 @@ import time
 import httpx
 from redis.asyncio import Redis
 
-from app.core.cache import store
+from app.core.cache import CacheStore
 from app.core.config import settings
 from scripts.servers import HOST
 
@@ -21,7 +21,8 @@ WARM_UP = 10
 async def main(port: int, first: int, last: int) -> list[float]:
     seconds = []
     redis = Redis(host=settings.REDIS_CACHE_HOST, port=settings.REDIS_CACHE_PORT)
-    store.open(settings)
+    store = CacheStore()
+    store.open(settings, settings.secret_key)
     try:
         for _ in range(WARM_UP):  # the first comes when the store has made sure of its server
             await asyncio.sleep(0.1)

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 import app.models  # noqa: F401  (fills the metadata)
+from app.core.config import settings
 from app.core.database import Base, database_url
 
 LOCK = 7_018_503_412_021  # any number, but the same in every process
@@ -27,7 +28,7 @@ def include_object(item: Any, _name: str | None, kind: str, _reflected: bool, _c
 def run(connection: Connection | None) -> None:
     context.configure(
         connection=connection,
-        url=None if connection else database_url().render_as_string(hide_password=False),
+        url=None if connection else database_url(settings).render_as_string(hide_password=False),
         target_metadata=Base.metadata,
         include_object=include_object,
         transaction_per_migration=False,
@@ -41,7 +42,7 @@ def run(connection: Connection | None) -> None:
 
 
 async def connect_and_run() -> None:
-    engine = create_async_engine(database_url(), poolclass=NullPool)
+    engine = create_async_engine(database_url(settings), poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(run)
         await connection.commit()

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, settings
 from app.core.database import transaction
 from app.core.exceptions import DuplicateValueError
-from app.core.security import get_password_hash
+from app.core.security import PasswordHasher
 from app.crud.crud_users import crud_users
 from app.schemas.user import UserCreate, UserCreateInternal
 from scripts.runner import ScriptError, run
@@ -37,7 +37,7 @@ async def create_first_superuser() -> str:
         )
     if settings.ENVIRONMENT is not EnvironmentOption.LOCAL and admin.password == DEFAULT_ADMIN_PASSWORD:
         raise ScriptError("ADMIN_PASSWORD is the default that everybody knows: set another one")
-    hashed_password = await get_password_hash(admin.password)
+    hashed_password = await PasswordHasher(settings).hash(admin.password)
     internal = admin.model_dump(exclude={"password"}) | {"hashed_password": hashed_password, "is_superuser": True}
     try:
         async with transaction() as db:

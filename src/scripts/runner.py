@@ -5,9 +5,9 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 
-from app.core.database import close_engines
+from app.core.database import default_engines
+from app.core.database.migrations import create_missing_tables
 from app.core.exceptions import AppError, DatabaseUnavailableError
-from app.core.migrations import create_missing_tables
 
 
 class ScriptError(Exception):
@@ -22,7 +22,7 @@ def run(script: Callable[[], Awaitable[str]]) -> int:
             await create_missing_tables()
             return await script()
         finally:
-            await close_engines()
+            await default_engines.close()
 
     logging.getLogger("app").addHandler(logging.NullHandler())  # what went wrong is said below, once
     try:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import text
 
 from app.core.config import settings
-from app.core.jobs import retried
+from app.core.queue.worker import retried
 from app.worker import WorkerSettings as ServiceSettings
 from soak.service import FINISHED
 

@@ -7,7 +7,7 @@ from typing import Any
 from app.core.config import settings
 from app.core.database import transaction
 from app.core.models import now
-from app.core.security import get_password_hash, hash_of
+from app.core.security import PasswordHasher, hash_of
 from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_posts import crud_posts
 from app.crud.crud_rate_limit import crud_rate_limits
@@ -25,6 +25,7 @@ from app.schemas.user import UserCreateInternal
 PASSWORD = settings.TEST_PASSWORD.get_secret_value()
 ADMIN_PASSWORD = settings.ADMIN_PASSWORD.get_secret_value()
 
+hasher = PasswordHasher(settings)
 _numbers = count(1)
 _hashes: dict[str, str] = {}
 passwords: dict[str, str] = {}
@@ -34,7 +35,7 @@ passwords: dict[str, str] = {}
 async def make_user(*, password: str = PASSWORD, **values: Any) -> User:
     """Sign somebody up; the password is TEST_PASSWORD unless named."""
     if password not in _hashes:
-        _hashes[password] = await get_password_hash(password)
+        _hashes[password] = await hasher.hash(password)
     username = values.pop("username", f"user{next(_numbers)}")
     passwords[username] = password
     values = {"name": "Some User", "email": f"{username}@example.com", **values}

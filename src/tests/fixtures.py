@@ -22,13 +22,13 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.core.config import settings
-from app.core.database import engine, read_engine, transaction
+from app.core.database import default_engines, transaction
 from app.main import app as the_app
 from app.models.user import User
 from scripts.servers import HOST, Process, free_port
 from tests.environment import SRC, TEMPLATE, connect, create_database_async, drop_database_async
 from tests.factories import make_superuser, make_test_user
-from tests.helper import sign_in
+from tests.helper import sign_in, wait_until
 
 START_SECONDS = 30.0
 
@@ -153,7 +153,7 @@ async def superuser() -> User:
 @pytest.fixture(scope="session")
 async def app() -> AsyncIterator[FastAPI]:
     """The application as `app.main` builds it, started."""
-    async with the_app.router.lifespan_context(the_app):
+    async with started(the_app):
         yield the_app
 
 
@@ -166,10 +166,30 @@ class _Transport(httpx.ASGITransport):
 
 @asynccontextmanager
 async def open_client(application: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application in this process, which sees a 500 where a real client would."""
-    transport = _Transport(application, raise_app_exceptions=False, **options)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", trust_env=False) as client:
-        yield client
+    """A client of an application in this process, which sees a 500 where a real client would.
+
+    An application other than `app.main`'s is started, and stopped in the end.
+    """
+    async with AsyncExitStack() as stack:
+        if isinstance(application, FastAPI) and application is not the_app:
+            await stack.enter_async_context(started(application))
+        transport = _Transport(application, raise_app_exceptions=False, **options)
+        client = httpx.AsyncClient(transport=transport, base_url="http://test", trust_env=False)
+        yield await stack.enter_async_context(client)
+
+
+@asynccontextmanager
+async def started(application: FastAPI) -> AsyncIterator[FastAPI]:
+    """Start an application, wait until it trusts its cache, and stop it in the end."""
+    logger = logging.getLogger("app")
+    recorders = [handler for handler in logger.handlers if isinstance(handler, LogRecords)]
+    async with application.router.lifespan_context(application):
+        for recorder in recorders:  # the start configures the logger anew
+            logger.addHandler(recorder)
+        resources = getattr(application.state, "resources", None)
+        if resources is not None and resources.cache.is_open:
+            await wait_until(lambda: asyncio.to_thread(resources.cache.is_trusted))
+        yield application
 
 
 @pytest.fixture
@@ -250,7 +270,7 @@ class Statements:
 @pytest.fixture
 def statements() -> Iterator[Statements]:
     recorded = Statements()
-    with _recording("write", engine, recorded), _recording("read", read_engine, recorded):
+    with _recording("write", default_engines.write, recorded), _recording("read", default_engines.read, recorded):
         yield recorded
 
 

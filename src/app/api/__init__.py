@@ -1,7 +1,11 @@
-from app.api.health import router as health_router
-from app.api.v1 import router as v1_router
-from app.core.routing import APIRouter
+from fastapi import FastAPI
 
-router = APIRouter()
-router.include_router(health_router)
-router.include_router(v1_router, prefix="/api")
+from app.api import v1
+from app.api.health import router as health_router
+from app.core.config import Settings
+
+
+def include_routers(app: FastAPI, settings: Settings) -> None:
+    """Add every endpoint that these settings need."""
+    app.include_router(health_router)
+    v1.include_routers(app, settings)

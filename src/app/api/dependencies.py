@@ -6,15 +6,14 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials, OAuth2PasswordBearer
 
-from app.api.guessing import check_password, limit_by_address
-from app.core import audit
-from app.core.config import AbuseLimitSettings, DefaultRateLimitSettings, SessionSettings, settings
-from app.core.database import ReaderDep, SessionDep, reader
+from app.api.password_checks import check_password, limit_by_address
+from app.core.config import AbuseLimitSettings, DefaultRateLimitSettings, SessionSettings
+from app.core.database import ReaderDep, SessionDep, engines_of
 from app.core.exceptions import ForbiddenError, NotFoundError, RateLimitExceededError, UnauthorizedError
-from app.core.middleware import add_response_headers
-from app.core.rate_limit import client_address, limiter, route_template, sanitize_path
-from app.core.security import read_access_token
+from app.core.http import add_response_headers, audit, client_address, route_template, settings_of, tokens_of
+from app.core.rate_limit import limiter_of
 from app.crud.crud_users import crud_users
+from app.schemas.rate_limit import sanitize_path
 from app.schemas.user import Caller, Username
 
 __all__ = [
@@ -48,10 +47,11 @@ async def get_optional_user(request: Request, token: BearerToken) -> Caller | No
     """
     if token is None:
         return None
-    named = read_access_token(token)
+    named = tokens_of(request).read(token)
+    reader = engines_of(request).reader
     user = None
     path = sanitize_path(route_template(request))
-    if not isinstance(settings, SessionSettings):
+    if not isinstance(settings_of(request), SessionSettings):
         user = await crud_users.get_caller(reader, named.user, path)
     elif named.session is not None:
         user = await crud_users.get_caller(reader, named.user, path, named.session)
@@ -86,7 +86,7 @@ async def get_current_superuser(request: Request, user: CurrentUser) -> Caller:
 CurrentSuperuser = Annotated[Caller, Depends(get_current_superuser)]
 
 
-async def get_editable_user_id(username: Username, current_user: CurrentUser) -> int:
+async def get_editable_user_id(username: Username, current_user: CurrentUser, reader: ReaderDep) -> int:
     """The id of the user named in the path, for that user and for superusers: writes go by it, a name may change."""
     if username == current_user["username"]:
         return current_user["id"]
@@ -101,9 +101,9 @@ async def get_editable_user_id(username: Username, current_user: CurrentUser) ->
 EditableUserId = Annotated[int, Depends(get_editable_user_id)]
 
 
-async def get_own_user_id(username: Username, current_user: CurrentUser, db: SessionDep) -> int:
+async def get_own_user_id(username: Username, current_user: CurrentUser, db: SessionDep, reader: ReaderDep) -> int:
     """The id of the user named in the path, for that user only, who keeps the name until the request has committed."""
-    user_id = await get_editable_user_id(username, current_user)
+    user_id = await get_editable_user_id(username, current_user, reader)
     if user_id != current_user["id"]:
         raise ForbiddenError
     if await crud_users.hold_name(db, username, id=user_id, is_deleted=False) is None:
@@ -141,12 +141,14 @@ def _docs_refused() -> UnauthorizedError:
 
 async def limit_sign_ups(request: Request) -> None:
     """Refuse sign-ups beyond the limit for one address."""
+    settings = settings_of(request)
     if isinstance(settings, AbuseLimitSettings):
         await limit_by_address(request, "sign_up", settings.SIGN_UP_LIMIT, settings.SIGN_UP_PERIOD)
 
 
 async def rate_limiter(request: Request, user: OptionalUser) -> None:
     """Refuse requests beyond the limit of the user's tier on this route, or beyond the default limit."""
+    settings, limiter = settings_of(request), limiter_of(request)
     if not limiter.is_open:
         return
     path = sanitize_path(route_template(request))

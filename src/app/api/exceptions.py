@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.routing import Match, Route
+from fastapi.routing import iter_route_contexts
 
 from app.core.exceptions import (
     AppError,
@@ -18,6 +18,7 @@ from app.core.exceptions import (
     ServiceUnavailableError,
     UnauthorizedError,
 )
+from app.core.http import route_template
 from app.core.models import ErrorMessage
 from app.core.setup import ExceptionHandler
 
@@ -71,11 +72,11 @@ async def handle_validation_error(_: Request, error: RequestValidationError) -> 
 
 async def handle_method_not_allowed(request: Request, error: HTTPException) -> Response:
     """Name the methods of all routes of the path: Starlette names those of the first one."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    path = next((route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE), None)
-    if path is None:  # a mounted application said it
+    if "route" not in request.scope:  # a mounted application said it
         return _json(405, error.detail, error.headers)
-    methods = {method for route in routes if route.path == path for method in route.methods or ()}
+    path = route_template(request)
+    contexts = [context for context in iter_route_contexts(request.app.routes) if context.path == path]
+    methods = {method for context in contexts for method in context.methods or ()}
     methods |= {"HEAD"} if "GET" in methods else set()
     return _json(405, error.detail, {"Allow": ", ".join(sorted(methods))})
 

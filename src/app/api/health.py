@@ -1,14 +1,14 @@
 import asyncio
 
-from fastapi import Response
+from fastapi import APIRouter, Request, Response
 from sqlalchemy import text
 
-from app.core import cache, queue
+from app.core.cache import store_of
 from app.core.database import Reader, ReaderDep
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.models import HealthCheck, Readiness
-from app.core.rate_limit import limiter
-from app.core.routing import APIRouter
+from app.core.queue import queue_of
+from app.core.rate_limit import limiter_of
 
 router = APIRouter(tags=["health"])
 
@@ -23,10 +23,11 @@ async def read_health(response: Response) -> HealthCheck:
 @router.get(
     "/health/ready", responses={503: {"model": Readiness, "description": "PostgreSQL is away, or has no tables yet"}}
 )
-async def read_readiness(response: Response, db: ReaderDep) -> Readiness:
+async def read_readiness(request: Request, response: Response, db: ReaderDep) -> Readiness:
     """Whether the service can answer: 503 without PostgreSQL, `degraded` while a Redis server is away."""
     response.headers["Cache-Control"] = "private, no-store"
-    servers = [server for server in (cache.store.server, queue.server, limiter.server) if server.is_open]
+    roles = (store_of(request).server, queue_of(request).server, limiter_of(request).server)
+    servers = [server for server in roles if server.is_open]
     names = ["postgresql", *(server.role for server in servers)]
     states = await asyncio.gather(_database_is_up(db), *(server.is_up() for server in servers))
     dependencies = dict(zip(names, states, strict=True))

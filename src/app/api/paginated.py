@@ -3,15 +3,14 @@
 import base64
 import hmac
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import MISSING, BaseModel
 
-from app.core.config import settings
-from app.core.rate_limit import route_template
+from app.core.http import route_template, settings_of
 
 T = TypeVar("T")
 
@@ -78,43 +77,48 @@ class CursorPage(Page):
     """A page by its number, or the one that follows the row with the key `after`."""
 
     after: int | None
-    name: bytes
-    """Of the list: a cursor leads on in the list that it is from, and in no other."""
+    list_name: bytes
+    """A cursor is valid in the list that it is from, and in no other."""
+    secret_key: str
 
     def response(self, crud_data: dict[str, Any]) -> dict[str, Any]:
         """The envelope of the page, from what `CRUDBase.get_multi` returned for it; its rows have an integer `id`."""
         rows = crud_data["data"]
         leads_on = crud_data["has_more"] and rows
-        return {**crud_data, "next_cursor": _cursor(self.name, rows[-1]["id"]) if leads_on else None}
+        return {
+            **crud_data,
+            "next_cursor": _cursor(self.secret_key, self.list_name, rows[-1]["id"]) if leads_on else None,
+        }
 
 
 async def get_cursor_page(
     request: Request, page: PageNumber = 1, items_per_page: ItemsPerPage = 10, cursor: Cursor = ""
 ) -> CursorPage:
+    secret_key = settings_of(request).secret_key
     name = repr((route_template(request), request.scope["path_params"])).encode()
     after = None
     if cursor:
         if page != 1:
             raise _refused("page", "A cursor takes the place of the page")
         after = int.from_bytes(base64.urlsafe_b64decode(cursor[1:])[:_KEY_BYTES], signed=True)
-        if not hmac.compare_digest(cursor, _cursor(name, after)):
+        if not hmac.compare_digest(cursor, _cursor(secret_key, name, after)):
             raise _refused("cursor", "This is no cursor of this list")
-    return CursorPage(page, items_per_page, after, name)
+    return CursorPage(page, items_per_page, after, name, secret_key)
 
 
 CursorPageDep = Annotated[CursorPage, Depends(get_cursor_page)]
 
 
-def _cursor(name: bytes, after: int) -> str:
+def _cursor(secret_key: str, list_name: bytes, after: int) -> str:
     """The key of a row, signed; begins with a letter, so that nobody takes it for a number of a page."""
     key = after.to_bytes(_KEY_BYTES, signed=True)
-    signature = hmac.digest(_signing_key(), key + name, "sha256")[:_SIGNATURE_BYTES]
+    signature = hmac.digest(_signing_key(secret_key), key + list_name, "sha256")[:_SIGNATURE_BYTES]
     return "c" + base64.urlsafe_b64encode(key + signature).decode()
 
 
-@cache
-def _signing_key() -> bytes:
-    return hmac.digest(settings.secret_key.encode(), b"cursors of pages", "sha256")
+@lru_cache
+def _signing_key(secret_key: str) -> bytes:
+    return hmac.digest(secret_key.encode(), b"cursors of pages", "sha256")
 
 
 def _refused(parameter: str, message: str) -> RequestValidationError:

@@ -6,28 +6,29 @@ from typing import Annotated, Any
 
 from fastapi import Cookie, Depends, Request, Response
 
-from app.core.config import EnvironmentOption, WebSecuritySettings, settings
+from app.core.config import EnvironmentOption, Settings, WebSecuritySettings
 from app.core.exceptions import ForbiddenError
-from app.core.rate_limit import client_address
+from app.core.http import client_address, settings_of
 from app.core.security import RefreshToken
 from app.schemas.session import Client, RefreshTokenBody
 
-_is_local = settings.ENVIRONMENT is EnvironmentOption.LOCAL
-REFRESH_COOKIE = "refresh_token" if _is_local else "__Secure-refresh_token"
-"""Browsers take a name that begins so from HTTPS only."""
-# The names of the routes that read the cookie; no other gets it.
+LOCAL_COOKIE = "refresh_token"
+SECURE_COOKIE = "__Secure-refresh_token"
+"""The name outside `local`: browsers accept this prefix over HTTPS only."""
+# The names of the routes that read the cookie; browsers send it to no other.
 REFRESH_ROUTES = ("refresh_access_token", "logout")
 
 
 def client_of(request: Request) -> Client:
     agent = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))
-    return Client(agent[:255], client_address(request, settings))
+    return Client(agent[:255], client_address(request, settings_of(request)))
 
 
 def refuse_foreign_page(request: Request) -> None:
     """Refuse a form that a page of another site has sent: it would sign its reader in to an account of its own."""
     if request.headers.get("sec-fetch-site") != "cross-site":
         return
+    settings = settings_of(request)
     named = settings.cors_origins if isinstance(settings, WebSecuritySettings) else []
     if request.headers.get("origin") not in named:
         raise ForbiddenError("Pages of other sites cannot sign in here, unless CORS_ORIGINS names them")
@@ -44,9 +45,13 @@ class Presented:
 
 
 async def get_presented(
-    body: RefreshTokenBody | None = None, cookie: Annotated[str | None, Cookie(alias=REFRESH_COOKIE)] = None
+    request: Request,
+    body: RefreshTokenBody | None = None,
+    cookie: Annotated[str | None, Cookie(alias=LOCAL_COOKIE)] = None,
+    secure_cookie: Annotated[str | None, Cookie(alias=SECURE_COOKIE, include_in_schema=False)] = None,
 ) -> Presented:
-    text = body.refresh_token if body else cookie
+    in_cookie = cookie if _is_local(settings_of(request)) else secure_cookie
+    text = body.refresh_token if body else in_cookie
     return Presented(RefreshToken.parse(text) if text else None, body is not None)
 
 
@@ -54,22 +59,26 @@ PresentedToken = Annotated[Presented, Depends(get_presented)]
 
 
 def set_refresh_cookie(request: Request, response: Response, token: RefreshToken, lifetime: timedelta) -> None:
-    for path in _cookie_paths(request):
-        response.set_cookie(REFRESH_COOKIE, str(token), int(lifetime.total_seconds()), path=path, **_cookie_flags())
+    for cookie in _cookies(request):
+        response.set_cookie(value=str(token), max_age=int(lifetime.total_seconds()), **cookie)
 
 
 def delete_refresh_cookie(request: Request, response: Response) -> None:
-    for path in _cookie_paths(request):
-        response.delete_cookie(REFRESH_COOKIE, path=path, **_cookie_flags())
+    for cookie in _cookies(request):
+        response.delete_cookie(**cookie)
 
 
-def _cookie_paths(request: Request) -> list[str]:
-    return [request.url_for(name).path for name in REFRESH_ROUTES]
-
-
-def _cookie_flags() -> Any:
-    return {
-        "secure": not _is_local,
+def _cookies(request: Request) -> list[dict[str, Any]]:
+    """The cookie's name and flags, once for each path that gets it."""
+    is_local = _is_local(settings_of(request))
+    flags = {
+        "key": LOCAL_COOKIE if is_local else SECURE_COOKIE,
+        "secure": not is_local,
         "httponly": True,
         "samesite": "strict",
     }
+    return [{**flags, "path": request.url_for(name).path} for name in REFRESH_ROUTES]
+
+
+def _is_local(settings: Settings) -> bool:
+    return settings.ENVIRONMENT is EnvironmentOption.LOCAL

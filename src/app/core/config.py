@@ -25,7 +25,7 @@ Seconds = Annotated[float, Field(gt=0)]
 class SettingsGroup(BaseSettings):
     """Reads the environment, then `src/.env`, then a `.env` beside `src`; an empty value counts as absent.
 
-    ENV_FILE in the environment names another file in their place; empty: none, which is what the tests want.
+    ENV_FILE in the environment names another file instead; empty: no file, as in the tests.
     """
 
     model_config = SettingsConfigDict(
@@ -35,7 +35,7 @@ class SettingsGroup(BaseSettings):
         extra="ignore",
         case_sensitive=True,
         hide_input_in_errors=True,
-        defer_build=True,  # of all the groups only what combines them is used
+        defer_build=True,  # only the combined class is used
     )
 
 
@@ -69,13 +69,13 @@ class AppSettings(SettingsGroup):
     REQUEST_TIMEOUT: Seconds = 30
     MAX_CONCURRENT_REQUESTS: int = Field(100, gt=0)
     FORWARDED_ALLOW_IPS: str = ""
-    """Proxies whose `X-Forwarded-For` is believed, comma-separated: addresses, networks, or `*`."""
+    """Trusted proxies, whose `X-Forwarded-For` is used, comma-separated: addresses, networks, or `*`."""
 
     @field_validator("FORWARDED_ALLOW_IPS")
     @classmethod
     def _refuse_names(cls, value: str) -> str:
         for proxy in _names(value):
-            if proxy != "*" and "FORWARDED_ALLOW_IPS" not in os.environ:  # there, the server knows more forms
+            if proxy != "*" and "FORWARDED_ALLOW_IPS" not in os.environ:  # uvicorn accepts more forms there
                 try:
                     ip_network(proxy, strict=False)
                 except ValueError:
@@ -84,7 +84,7 @@ class AppSettings(SettingsGroup):
 
     @property
     def proxies_handled_by_server(self) -> bool:
-        """Whether uvicorn and gunicorn know the same proxies: they read the variable from the environment only."""
+        """Whether uvicorn and gunicorn use the same proxies: they read the variable from the environment only."""
         return "FORWARDED_ALLOW_IPS" in os.environ
 
 
@@ -96,12 +96,14 @@ class PostgresSettings(SettingsGroup):
     POSTGRES_DB: str = "postgres"
     POSTGRES_REPLICA_SERVER: str | None = None
     POSTGRES_POOL_SIZE: int = Field(20, gt=0)
-    # Together these let a request that needs an absent server be answered in less than three seconds.
+    # Together these bound a request that needs an absent server to three seconds.
     POSTGRES_CONNECT_TIMEOUT: Seconds = 1.5
     POSTGRES_POOL_TIMEOUT: Seconds = 1
     POSTGRES_STATEMENT_TIMEOUT: Seconds = 2
-    POSTGRES_LOCK_TIMEOUT: Seconds = 1.5  # longer than PostgreSQL takes to find a deadlock, of which one side goes on
+    POSTGRES_LOCK_TIMEOUT: Seconds = 1.5  # longer than deadlock_timeout, so that one side of a deadlock goes on
     POSTGRES_STATEMENT_CACHE_SIZE: int = Field(100, ge=0)
+    POSTGRES_PREPARED_READS: bool = True
+    """Whether reads by primary key, of pages and counts run on the driver directly, which halves their cost."""
 
 
 class CryptSettings(SettingsGroup):
@@ -139,13 +141,13 @@ class CryptSettings(SettingsGroup):
 class SessionSettings(SettingsGroup):
     REFRESH_TOKEN_EXPIRE_DAYS: int = Field(7, gt=0)
     REFRESH_GRACE_SECONDS: float = Field(10, ge=0)
-    """How long the client that has just spent a refresh token gets the same answer again, should it have been lost."""
+    """How long a client gets the same answer again for a refresh token that it has just spent: it may have got lost."""
     REAUTHENTICATION_MINUTES: int = Field(15, ge=0)
-    """Age of a session from which on the e-mail address and the account are touched only with the password."""
+    """Age of a session from which changes of e-mail address and account need the password again."""
 
 
 class AbuseLimitSettings(SettingsGroup):
-    """Counted by the rate limiter, so without its group there is none of these limits. Periods are in seconds."""
+    """Limits on sign-ins, sign-ups and resets; they need the rate limiter's group. Periods are in seconds."""
 
     LOGIN_LIMIT: int = Field(10, gt=0)
     LOGIN_PERIOD: int = Field(300, gt=0)
@@ -162,11 +164,11 @@ class AbuseLimitSettings(SettingsGroup):
 
 class WebSecuritySettings(SettingsGroup):
     CORS_ORIGINS: str = ""
-    """Origins whose pages may call the API, comma-separated, or `*`; none: no page of another origin may."""
+    """Origins whose pages may call the API, comma-separated, or `*`; empty: no other origin."""
     ALLOWED_HOSTS: str = ""
-    """Names by which the service may be called, comma-separated, `*.example.com` for all below; none: any."""
+    """Accepted Host names, comma-separated; `*.example.com` for all names below; empty: any."""
     HSTS_MAX_AGE: int = Field(365 * 24 * 3600, ge=0)
-    """Seconds for which browsers are told, outside `local`, to come by HTTPS only."""
+    """Seconds for which browsers use HTTPS only (Strict-Transport-Security), outside `local`."""
 
     @property
     def cors_origins(self) -> list[str]:
@@ -178,7 +180,7 @@ class WebSecuritySettings(SettingsGroup):
 
     @field_validator("CORS_ORIGINS")
     @classmethod
-    def _refuse_what_is_no_origin(cls, value: str) -> str:
+    def _refuse_other_than_origins(cls, value: str) -> str:
         for origin in _names(value):
             if not re.fullmatch(r"\*|https?://[^/\s*]+", origin):
                 raise ValueError(
@@ -188,7 +190,7 @@ class WebSecuritySettings(SettingsGroup):
 
     @field_validator("ALLOWED_HOSTS")
     @classmethod
-    def _refuse_what_is_no_host(cls, value: str) -> str:
+    def _refuse_other_than_hosts(cls, value: str) -> str:
         for host in _names(value):
             if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host):
                 raise ValueError(
@@ -209,7 +211,7 @@ class MailSettings(SettingsGroup):
     MAIL_FROM: str = "noreply@localhost"
     PASSWORD_RESET_MINUTES: int = Field(30, gt=0)
     PASSWORD_RESET_URL: str | None = None
-    """Address of a page of yours that is called with `?token=…`; none: the mail has the token itself."""
+    """URL of your page for new passwords, opened with `?token=…`; empty: the mail holds the token itself."""
 
     @property
     def sends_mail(self) -> bool:
@@ -239,7 +241,7 @@ class RedisCacheSettings(SettingsGroup):
     REDIS_CACHE_PASSWORD: SecretStr | None = None
     REDIS_CACHE_TIMEOUT: Seconds = 0.2
     REDIS_CACHE_REMOVAL_TIMEOUT: Seconds = 2
-    """A read that waits longer than a query is no use; a removal that is given up costs the whole cache."""
+    """Longer than for reads: a read can use the database instead, a failed removal clears the whole cache."""
 
 
 class ClientSideCacheSettings(SettingsGroup):
@@ -290,7 +292,7 @@ class Settings(
     RedisRateLimiterSettings,
     DefaultRateLimitSettings,
 ):
-    """Everything the service can be told. Remove a base class to switch its feature off."""
+    """All settings. Remove a base class to switch its feature off."""
 
 
 def load_settings() -> Settings:
@@ -302,7 +304,7 @@ def load_settings() -> Settings:
     except UnicodeDecodeError as error:
         lines = [f".env is not UTF-8 ({error.reason})"]
     message = "\n  ".join(["Settings refused, the service does not start:", *lines])
-    if "gunicorn.arbiter" in sys.modules:  # this status tells it that no other worker would fare better
+    if "gunicorn.arbiter" in sys.modules:  # exit code 3: gunicorn stops instead of starting another worker
         print(message, file=sys.stderr)  # noqa: T201
         raise SystemExit(3)
     raise SystemExit(message)

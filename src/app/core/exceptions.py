@@ -1,16 +1,16 @@
 """Every error the service raises on purpose; `app.api.exceptions` turns each into a response.
 
 AppError
-├── UnauthorizedError           nobody is signed in, or not validly
+├── UnauthorizedError           no credentials, or invalid ones
 ├── ForbiddenError              signed in, but not allowed
 ├── NotFoundError
 │   └── MissingReferenceError   a foreign key points to nothing
 ├── ConflictError
-│   ├── DuplicateValueError     a unique constraint spoke
+│   ├── DuplicateValueError     a unique constraint is violated
 │   └── StillReferencedError    a foreign key points here
 ├── InvalidValueError           the database cannot store a value
 ├── RateLimitExceededError
-└── ServiceUnavailableError     a server or a queue of ours cannot take it now
+└── ServiceUnavailableError     a server or a queue of the service is unavailable or full
     ├── DatabaseUnavailableError
     └── RedisUnavailableError
 InvalidRequestError             `@cache` used in a way that cannot work
@@ -95,4 +95,4 @@ class CacheIdentificationInferenceError(Exception):
 
 
 class UnknownFilterError(ValueError):
-    """A CRUD method was called with a name that is no column of its model, or would have written to every row."""
+    """A CRUD method got a name that is no column of its model, or a write without any filter."""

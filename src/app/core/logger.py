@@ -20,7 +20,7 @@ class KeyValueFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: str | None = getattr(record, _LINE, None)
-        if line is None:  # the other handler has not been there yet
+        if line is None:  # the other handler has not formatted the record yet
             line = self._format(record)
             setattr(record, _LINE, line)
         return line
@@ -35,13 +35,14 @@ class KeyValueFormatter(logging.Formatter):
 
 
 def _log_file() -> str | None:
-    """The file to append to, or None. It is set aside here, at start-up, once it is large: a handler that rotates
-    while several processes write loses lines, one that follows the name does not.
+    """The file to append to, or None. A large file is renamed here, at start-up.
+
+    A handler that rotates while several processes write loses lines; one that follows the name does not.
     """
     try:
         LOG_FILE.parent.mkdir(exist_ok=True)
         with LOG_FILE.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # of several processes that start together, one sets it aside
+            fcntl.flock(file, fcntl.LOCK_EX)  # of several processes that start together, one renames it
             is_current = os.fstat(file.fileno()).st_ino == LOG_FILE.stat().st_ino
             if is_current and LOG_FILE.stat().st_size > MAX_BYTES:
                 LOG_FILE.replace(LOG_FILE.with_suffix(".log.1"))
@@ -51,7 +52,7 @@ def _log_file() -> str | None:
 
 
 def _without_query(record: logging.LogRecord) -> bool:
-    """Shorten the path in a line of uvicorn's access log: what clients put after the `?` may be a secret."""
+    """Remove the query string from a line of uvicorn's access log: it may hold a secret."""
     if isinstance(record.args, tuple):
         record.args = tuple(part.partition("?")[0] if isinstance(part, str) else part for part in record.args)
     return True

@@ -1,4 +1,4 @@
-"""Mail: `mailer_for(settings)` gives what sends it; `await mailer.send(Mail(to, subject, text))`."""
+"""Mail: `mailer_for(settings)` returns the mailer; `await mailer.send(Mail(to, subject, text))`."""
 
 import sys
 from email.headerregistry import Address
@@ -24,7 +24,7 @@ class Mail(BaseModel):
 
 class Mailer(Protocol):
     async def send(self, mail: Mail) -> None:
-        """Hand the mail over; raises when nobody takes it, so that a job tries again."""
+        """Hand the mail over; raises when the server refuses it, so that the job is retried."""
 
 
 class SMTPMailer:

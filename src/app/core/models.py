@@ -38,7 +38,7 @@ def _refuse_other_types(value: object) -> object:
     return value
 
 
-# Last in the annotation of an integer in a body: Pydantic would take `true` for 1 and `"5"` for 5.
+# Last in the annotation of an integer in a body: without it Pydantic accepts `true` as 1 and `"5"` as 5.
 JsonNumber = BeforeValidator(_refuse_other_types)
 # PostgreSQL stores no NUL; a pattern also makes Pydantic refuse lone surrogates.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
@@ -49,14 +49,14 @@ RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
 def normalized_email(address: str) -> str:
     """The address in lower case; ValueError when it is none."""
     try:
-        # Of the reserved top-level domains, `.test` alone is let through: it is there for tests.
+        # Of the reserved top-level domains only `.test` is accepted.
         return validate_email(address, check_deliverability=False, test_environment=True).normalized.lower()
     except EmailNotValidError:
         raise ValueError("this is not an e-mail address") from None
 
 
 class InputSchema(BaseModel):
-    """Base of everything a client sends: a field that is not known is an error, never ignored."""
+    """Base of request bodies: an unknown field is an error, never ignored."""
 
     MAX_FIELDS: ClassVar = 100
 
@@ -65,20 +65,20 @@ class InputSchema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_very_many_fields(cls, body: object) -> object:
-        # Each unknown one costs an error in the answer: a body of a hundred thousand would keep a processor busy.
+        # Each unknown field costs an error in the answer: 100,000 of them would keep a processor busy.
         if isinstance(body, dict) and len(body) > cls.MAX_FIELDS:
             raise PydanticCustomError("too_many_fields", "The body has more fields than any that is known here")
         return body
 
 
 class ReadSchema(BaseModel):
-    """Base of everything a client gets; made from a row, a model or a dict."""
+    """Base of response bodies, made from a row, a model or a dict."""
 
     model_config = ConfigDict(from_attributes=True)
 
 
 class Token(BaseModel):
-    """`refresh_token` is there for clients that keep no cookies and say so."""
+    """`refresh_token` is set for clients that ask for it in the body instead of a cookie."""
 
     access_token: str
     token_type: str

@@ -1,24 +1,23 @@
-"""Builds the application and opens what it needs; router, handlers and the guard of the docs are arguments."""
+"""Builds the application and opens what it needs; routers, handlers and the guard of the docs are arguments.
+
+The application is made from its settings alone. Global in the process are only the default `settings`
+(`core.config`), the `default_engines` that scripts and jobs use (`core.database`), `queue.pool` (`core.queue`) and the
+logging configuration.
+"""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.resources import files
 from typing import Any
 
-import fastapi
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
 
-from app.core import cache, queue
-from app.core.cache_checker import find_cache_faults
+from app.core import config
+from app.core.cache import CacheStore, prepare_cached_routes
+from app.core.cache.store import SCOPE_KEY as CACHE
 from app.core.config import (
     ClientSideCacheSettings,
     EnvironmentOption,
@@ -28,165 +27,160 @@ from app.core.config import (
     Settings,
     WebSecuritySettings,
 )
-from app.core.database import close_engines
+from app.core.database import Engines, default_engines
+from app.core.database.engines import SCOPE_KEY as ENGINES
+from app.core.docs import add_docs, document_errors
 from app.core.exceptions import DatabaseUnavailableError
+from app.core.http.audit import AuditLog
+from app.core.http.client_cache import ClientCache
+from app.core.http.context import PASSWORDS, TOKENS, RequestContext
+from app.core.http.errors import UnexpectedErrors
+from app.core.http.head import HeadRequests
+from app.core.http.hosts import TrustedHosts
+from app.core.http.limits import BodyLimit, RequestTimeout
+from app.core.http.load_shedding import LoadShedding
 from app.core.logger import setup_logging
-from app.core.middleware import ClientCacheMiddleware, LoadShedding, RequestMiddleware
-from app.core.models import ErrorMessage
-from app.core.rate_limit import limiter
-from app.core.routing import APIRouter, add_routes, pydantic_v1_left_out
-
-logger = logging.getLogger(__name__)
+from app.core.queue import QueueClient
+from app.core.queue.client import SCOPE_KEY as QUEUE
+from app.core.rate_limit import SCOPE_KEY as LIMITER
+from app.core.rate_limit import RateLimiter
+from app.core.security import PasswordHasher, TokenSigner
 
 ExceptionHandler = Callable[[Request, Any], Awaitable[Response]]
-DOCS_ASSETS = "/docs/assets"
-# What a page of another origin may read of an answer, besides its body.
+# The headers that a page of another origin may read, besides those that browsers always allow.
 EXPOSED_HEADERS = ["X-Request-ID", "ETag", "Retry-After", "RateLimit", "RateLimit-Policy"]
 
 
-@pydantic_v1_left_out()
+class Resources:
+    """The objects of one application: made here, opened and closed by its lifespan, found by its requests."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engines = default_engines if settings is config.settings else Engines(settings)
+        self.cache = CacheStore()
+        self.queue = QueueClient()
+        self.limiter = RateLimiter()
+        self.passwords = PasswordHasher(settings)
+        self.tokens = TokenSigner(settings)
+
+    @property
+    def by_scope_key(self) -> dict[str, Any]:
+        return {
+            ENGINES: self.engines,
+            CACHE: self.cache,
+            QUEUE: self.queue,
+            LIMITER: self.limiter,
+            PASSWORDS: self.passwords,
+            TOKENS: self.tokens,
+        }
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Open the servers of the settings and close them in reverse order, also when a later one cannot be opened."""
+        setup_logging()
+        settings = self.settings
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.engines.close)
+            if isinstance(settings, RedisCacheSettings):
+                self.cache.open(settings, settings.secret_key)
+                stack.push_async_callback(self.cache.close)
+            if isinstance(settings, RedisQueueSettings):
+                self.queue.open(settings)
+                stack.push_async_callback(self.queue.close)
+            if isinstance(settings, RedisRateLimiterSettings):
+                self.limiter.open(settings)
+                stack.push_async_callback(self.limiter.server.close)
+            if settings.ENVIRONMENT is EnvironmentOption.LOCAL:
+                await stack.enter_async_context(_migrations(self.engines))
+            yield
+
+
 def create_application(
-    router: fastapi.APIRouter,
     settings: Settings,
+    include_routers: Callable[[FastAPI, Settings], None],
     *,
     exception_handlers: Mapping[Any, ExceptionHandler],
     docs_guard: Callable[..., Any],
 ) -> FastAPI:
-    """Build the application for `settings`; raises InvalidRequestError where `@cache` is used wrongly.
+    """Build the application for `settings`; `include_routers` adds the routers that these settings need.
 
-    The docs are open in the local environment, behind `docs_guard` in staging and absent in production.
+    Raises InvalidRequestError where `@cache` is used wrongly. The docs are open in the local environment, behind
+    `docs_guard` in staging and absent in production.
     """
-    middleware = [Middleware(RequestMiddleware, settings=settings)]
-    if isinstance(settings, ClientSideCacheSettings):
-        # Inside, where the answer to HEAD has its body still.
-        middleware.append(Middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE))
-    if isinstance(settings, WebSecuritySettings) and (origins := settings.cors_origins):
-        # Around all, so that a page of another origin can read every error, too.
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_credentials="*" not in origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
-        )
-        middleware.insert(0, cors)
+    resources = Resources(settings)
     contact = {"name": settings.CONTACT_NAME, "email": settings.CONTACT_EMAIL}
     if "@" not in (settings.CONTACT_EMAIL or ""):
         contact.pop("email")
-    app = Application(
-        settings,
+    app = FastAPI(
         title=settings.APP_NAME,
         description=settings.APP_DESCRIPTION or "",
         version=settings.APP_VERSION,
         contact={name: value for name, value in contact.items() if value} or None,
         license_info={"name": settings.LICENSE_NAME} if settings.LICENSE_NAME else None,
-        lifespan=lifespan(settings),
-        middleware=middleware,
+        lifespan=resources.lifespan,
+        middleware=_middleware(resources),
         exception_handlers=dict(exception_handlers),
+        generate_unique_id_function=_operation_id,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
     )
-    add_routes(app, router)
+    app.state.resources = resources
+    document_errors(app)
+    include_routers(app, settings)
     if settings.ENVIRONMENT is not EnvironmentOption.PRODUCTION:
-        guarded = settings.ENVIRONMENT is EnvironmentOption.STAGING
-        add_docs(app, [Depends(docs_guard)] if guarded else [])
-    for route in app.routes:
-        if isinstance(route, APIRoute):
-            cache.prepare_cached_route(route)
+        add_docs(app, [Depends(docs_guard)] if settings.ENVIRONMENT is EnvironmentOption.STAGING else [])
+    prepare_cached_routes(app)
     return app
 
 
-class Application(FastAPI):
-    """FastAPI behind `LoadShedding`."""
-
-    def __init__(self, settings: Settings, **options: Any) -> None:
-        super().__init__(**options)
-        self._with_shedding = LoadShedding(super().__call__, settings)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._with_shedding(scope, receive, send)
-
-    def openapi(self) -> dict[str, Any]:
-        """The document, with the schema to which the errors of routes refer."""
-        document = super().openapi()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas[ErrorMessage.__name__] = ErrorMessage.model_json_schema()
-        return document
+def _operation_id(route: APIRoute) -> str:
+    return route.name
 
 
-def lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
-    """Open the settings' servers and close them in reverse order, also when a later one cannot be opened."""
-
-    @asynccontextmanager
-    async def run(app: FastAPI) -> AsyncIterator[None]:
-        setup_logging()
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(close_engines)
-            if isinstance(settings, RedisCacheSettings):
-                cache.store.open(settings)
-                stack.push_async_callback(cache.store.close)
-            if isinstance(settings, RedisQueueSettings):
-                queue.open_pool(settings)
-                stack.push_async_callback(queue.close_pool)
-            if isinstance(settings, RedisRateLimiterSettings):
-                limiter.open(settings)
-                stack.push_async_callback(limiter.server.close)
-            if settings.ENVIRONMENT is EnvironmentOption.LOCAL:
-                with pydantic_v1_left_out():
-                    for fault in find_cache_faults(app.routes):
-                        logger.warning("cache used wrongly", extra={"fault": fault})
-                await stack.enter_async_context(migrations())
-            yield
-
-    return run
+def _middleware(resources: Resources) -> list[Middleware]:
+    """The middleware from the outside in. Everything inside RequestContext has its id, headers and resources."""
+    settings = resources.settings
+    middleware = [
+        Middleware(RequestContext, settings=settings, resources=resources.by_scope_key),
+        Middleware(AuditLog, settings=settings),
+        Middleware(HeadRequests),
+        Middleware(LoadShedding, limit=settings.MAX_CONCURRENT_REQUESTS),
+        Middleware(BodyLimit, max_bytes=settings.MAX_BODY_BYTES),
+        Middleware(UnexpectedErrors),
+        Middleware(RequestTimeout, seconds=settings.REQUEST_TIMEOUT),
+    ]
+    if isinstance(settings, ClientSideCacheSettings):
+        middleware.append(Middleware(ClientCache, max_age=settings.CLIENT_CACHE_MAX_AGE))
+    if isinstance(settings, WebSecuritySettings):
+        if settings.allowed_hosts:
+            middleware.insert(4, Middleware(TrustedHosts, allowed_hosts=settings.allowed_hosts))
+        if origins := settings.cors_origins:
+            # Outside all others, so that a page of another origin can read every error, too.
+            cors = Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_credentials="*" not in origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=EXPOSED_HEADERS,
+            )
+            middleware.insert(0, cors)
+    return middleware
 
 
 @asynccontextmanager
-async def migrations() -> AsyncIterator[None]:
+async def _migrations(engines: Engines) -> AsyncIterator[None]:
     """Migrate before the first request, or, when the database is not there yet, as soon as it is."""
-    # Alembic is not loaded where it does not run.
-    from app.core.migrations import migrate, migrate_when_reachable  # noqa: PLC0415
+    # Alembic is imported only where it runs: it takes a tenth of the start.
+    from app.core.database.migrations import migrate, migrate_when_reachable  # noqa: PLC0415
 
     waiting: asyncio.Task[None] | None = None
     try:
-        await migrate()
+        await migrate(engines)
     except DatabaseUnavailableError:
-        waiting = asyncio.create_task(migrate_when_reachable())
+        waiting = asyncio.create_task(migrate_when_reachable(engines))
     yield
     if waiting is not None:
         waiting.cancel()
-
-
-def add_docs(app: FastAPI, dependencies: list[Any]) -> None:
-    """Serve the OpenAPI document, Swagger UI and ReDoc, with scripts and styles of our own rather than a CDN's."""
-    docs = APIRouter(dependencies=dependencies)
-
-    @docs.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> JSONResponse:
-        return JSONResponse(app.openapi())
-
-    @docs.get("/docs", include_in_schema=False)
-    async def swagger_ui() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=app.title,
-            swagger_js_url=f"{DOCS_ASSETS}/swagger-ui-bundle.js",
-            swagger_css_url=f"{DOCS_ASSETS}/swagger-ui.css",
-            swagger_favicon_url="data:,",
-        )
-
-    @docs.get("/redoc", include_in_schema=False)
-    async def redoc() -> Response:
-        return get_redoc_html(
-            openapi_url="/openapi.json",
-            title=app.title,
-            redoc_js_url=f"{DOCS_ASSETS}/redoc.standalone.js",
-            redoc_favicon_url="data:,",
-            with_google_fonts=False,
-        )
-
-    add_routes(app, docs)
-    app.mount(DOCS_ASSETS, StaticFiles(directory=str(files("fastapi_offline") / "static")), name="docs_assets")

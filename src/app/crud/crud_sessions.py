@@ -67,7 +67,13 @@ class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, Sessio
         return session, RefreshToken(session.uuid, secret)
 
     async def refresh(
-        self, db: AsyncSession, token: RefreshToken, client: Client, lifetime: timedelta, grace: timedelta
+        self,
+        db: AsyncSession,
+        token: RefreshToken,
+        successor: RefreshToken,
+        client: Client,
+        lifetime: timedelta,
+        grace: timedelta,
     ) -> Refreshed | None:
         """Exchange a refresh token for its successor; None when it has no living session.
 
@@ -87,7 +93,7 @@ class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, Sessio
         moment, presented = now(), hash_of(token.secret)
         if presented == session.refresh_hash:
             values = SessionUpdateInternal(
-                refresh_hash=hash_of(token.successor().secret),
+                refresh_hash=hash_of(successor.secret),
                 spent_hash=presented,
                 last_used_at=moment,
                 expires_at=moment + lifetime,
@@ -95,14 +101,14 @@ class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, Sessio
                 address=client.address,
             )
             await self.update(db, values, id=session.id)
-            return Refreshed(session.user_id, user, token.successor(), moment)
+            return Refreshed(session.user_id, user, successor, moment)
         is_repeated = (
             presented == session.spent_hash
             and moment - session.last_used_at < grace
             and client == Client(session.user_agent, session.address)
         )
         if is_repeated:
-            return Refreshed(session.user_id, user, token.successor(), session.last_used_at)
+            return Refreshed(session.user_id, user, successor, session.last_used_at)
         await self.db_delete(db, id=session.id)
         return Refreshed(session.user_id, user, None, moment)
 

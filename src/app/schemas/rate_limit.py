@@ -4,7 +4,11 @@ from typing import Annotated, Self
 from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
 from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text
-from app.core.rate_limit import sanitize_path
+
+
+def sanitize_path(path: str) -> str:
+    """Name a route template as rate limits store it: `/api/v1/tasks/task` is `api_v1_tasks_task`."""
+    return path.strip("/").replace("/", "_")
 
 
 def _sanitized(path: str) -> str:

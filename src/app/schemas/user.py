@@ -6,7 +6,7 @@ from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, Field, Stri
 from pydantic_core import PydanticCustomError
 
 from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl, normalized_email
-from app.core.passwords import MAX_PASSWORD_LENGTH, weakness
+from app.core.security.passwords import MAX_PASSWORD_LENGTH, weakness
 from app.schemas.rate_limit import RateLimitRead
 
 # Each is a word that a route, or one that is likely to come, uses where a username may stand.

@@ -1,38 +1,45 @@
 """For tests that need routes of their own: applications built as the real one is, and many requests at once."""
 
 import asyncio
-import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
+from app.api import include_routers
 from app.api.dependencies import get_docs_reader
 from app.api.exceptions import exception_handlers
-from app.core.cache import seal
-from app.core.config import settings
+from app.core.config import Settings, settings
 from app.core.setup import create_application
+from app.main import app as the_app
 from scripts.servers import HOST
-from tests.fixtures import LogRecords
 
 
 def build(*routers: APIRouter, **changes: Any) -> FastAPI:
-    """Build an application with these routes and changes of the settings; it uses the servers that the fixture `app`
-    has opened.
-    """
-    logger = logging.getLogger("app")
-    recorders = [handler for handler in logger.handlers if isinstance(handler, LogRecords)]
-    router = APIRouter()
-    for part in routers:
-        router.include_router(part)
-    own_settings = settings.model_copy(update=changes)
-    application = create_application(
-        router, own_settings, exception_handlers=exception_handlers, docs_guard=get_docs_reader
-    )
-    for recorder in recorders:  # building an application configures its logger anew
-        logger.addHandler(recorder)
-    return application
+    """Build an application with these routes and changes of the settings; `open_client` starts it."""
+
+    def include_routers(app: FastAPI, _: Settings) -> None:
+        for router in routers:
+            app.include_router(router)
+
+    return build_with(include_routers, **changes)
+
+
+def build_service(*routers: APIRouter, **changes: Any) -> FastAPI:
+    """Build the service itself, with more routes and changes of the settings."""
+
+    def include_all(app: FastAPI, settings: Settings) -> None:
+        for router in routers:
+            app.include_router(router)
+        include_routers(app, settings)
+
+    return build_with(include_all, **changes)
+
+
+def build_with(include: Callable[[FastAPI, Settings], None], **changes: Any) -> FastAPI:
+    own_settings = settings.model_copy(update=changes) if changes else settings
+    return create_application(own_settings, include, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
 
 
 # What a program of its own needs to serve such routes: `router` is made in the text that follows.
@@ -44,7 +51,7 @@ import os
 
 from fastapi import APIRouter, Depends, Request
 
-from app.api import router as the_router
+from app.api import include_routers
 from app.api.dependencies import ReaderDep, SessionDep, get_docs_reader, rate_limiter
 from app.api.exceptions import exception_handlers
 from app.core import queue
@@ -54,14 +61,19 @@ from app.core.setup import create_application
 
 router = APIRouter()
 {routes}
-router.include_router(the_router)
-app = create_application(router, settings, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
+
+def include_all(app, settings):
+    app.include_router(router)
+    include_routers(app, settings)
+
+
+app = create_application(settings, include_all, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
 '''
 
 
 def sealed(key: str, answer: bytes) -> bytes:
     """What a process of the service stores for this answer under this key."""
-    return answer + seal(key, answer)
+    return answer + bytes(the_app.state.resources.cache.seal(key, answer))
 
 
 async def send(

@@ -7,7 +7,7 @@ from arq.cron import CronJob
 from arq.worker import Function, Worker, create_worker, func
 
 from app.core import queue
-from app.core.jobs import retried
+from app.core.queue.worker import retried
 from app.worker import WorkerSettings
 
 JobFunction = Callable[..., Coroutine[Any, Any, Any]]

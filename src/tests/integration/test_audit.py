@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, HTTPException, Request
 
-from app.core import audit
+from app.core.http import audit
 from app.models.user import User
 from scripts.servers import HOST
 from tests.environment import SRC

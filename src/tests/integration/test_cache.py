@@ -1,7 +1,7 @@
 """What `@cache` does with each of its options."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,28 +9,31 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from fastapi import APIRouter, Cookie, Depends, Header, Request, Response
+from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Request, Response
 from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyQuery
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
-from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user
-from app.core import cache as cache_module
-from app.core.cache import CacheStore, cache, do_not_store
-from app.core.config import settings
+from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user, get_docs_reader
+from app.api.exceptions import exception_handlers
+from app.core.cache import CachedRoute, CacheStore, cache, do_not_store
+from app.core.cache.store import MAX_ANSWER_BYTES
+from app.core.config import RedisCacheSettings, Settings, settings
 from app.core.exceptions import (
     CacheIdentificationInferenceError,
     InvalidRequestError,
     NotFoundError,
     RedisUnavailableError,
 )
+from app.core.setup import create_application
 from app.models.user import User
 from scripts.servers import HOST, Valkey
 from tests.factories import make_post
 from tests.fixtures import HeadersFor, LogRecords, RedisRoles, open_client
 from tests.helper import wait_until
-from tests.integration.own_app import build, sealed
+from tests.integration.own_app import build, build_with, sealed
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -60,7 +63,7 @@ def runs() -> Runs:
 async def own_store() -> AsyncIterator[CacheStore]:
     """The cache without endpoints, in use."""
     store = CacheStore()
-    store.open(settings)
+    store.open(settings, settings.secret_key)
     await wait_until(lambda: _is_usable(store))
     yield store
     await store.close()
@@ -278,7 +281,7 @@ class TestNothingIsLeftOf:
         @router.get("/sample/{my_id}")
         @cache("sample_data", resource_id_name="my_id")
         async def sample(request: Request, my_id: int) -> dict[str, Any]:
-            return runs.answer(text="x" * (cache_module.MAX_ANSWER_BYTES if my_id else 1))
+            return runs.answer(text="x" * (MAX_ANSWER_BYTES if my_id else 1))
 
         async with open_client(build(router)) as client:
             await client.get("/sample/0")
@@ -302,20 +305,28 @@ class TestNothingIsLeftOf:
         assert await redis.cache.keys() == []
 
 
-STORED = sealed("sample_data:7", b'{"run":0}')
-OTHER_BYTES = {
-    "none": b"",
-    "no seal": b'{"run":0}',
-    "only a seal": STORED[-16:],
-    "end cut off": STORED[:-1],
-    "beginning cut off": STORED[1:],
-    "longer": STORED + b" ",
-    "another number": STORED.replace(b"0", b"3", 1),
-    "of another key": sealed("sample_data:8", b'{"run":0}'),
-    "of a service with another SECRET_KEY": b'{"run":0}' + bytes(16),
-    "like a lease": b"\x00",
-    "like a lease, and sealed": sealed("sample_data:7", b"\x00"),
+ANSWER = b'{"run":0}'
+# What each makes of the bytes that the service would have stored.
+OTHER_BYTES: dict[str, Callable[[bytes], bytes]] = {
+    "none": lambda stored: b"",
+    "no seal": lambda stored: ANSWER,
+    "only a seal": lambda stored: stored[len(ANSWER) :],
+    "end cut off": lambda stored: stored[:-1],
+    "beginning cut off": lambda stored: stored[1:],
+    "longer": lambda stored: stored + b" ",
+    "another number": lambda stored: stored.replace(b"0", b"3", 1),
+    "of another key": lambda stored: sealed("sample_data:8", ANSWER),
+    "of a service with another SECRET_KEY": lambda stored: sealed_elsewhere("sample_data:7", ANSWER),
+    "like a lease": lambda stored: b"\x00",
+    "like a lease, and sealed": lambda stored: sealed("sample_data:7", b"\x00"),
 }
+
+
+def sealed_elsewhere(key: str, answer: bytes) -> bytes:
+    """What a service with another secret key stores."""
+    store = CacheStore()
+    store._seal_key = bytes(64)
+    return answer + store.seal(key, answer)
 
 
 class TestForeignValues:
@@ -343,12 +354,14 @@ class TestForeignValues:
 
     @pytest.mark.parametrize("which", OTHER_BYTES)
     async def test_other_bytes(self, own: httpx.AsyncClient, redis: RedisRoles, logs: LogRecords, which: str) -> None:
-        await redis.cache.set("sample_data:7", OTHER_BYTES[which])
+        stored = await redis.cache.get("sample_data:7")
+        assert stored == sealed("sample_data:7", b'{"run":1}')
+        await redis.cache.set("sample_data:7", OTHER_BYTES[which](sealed("sample_data:7", ANSWER)))
         await self.check(own, logs)
         assert await redis.cache.ttl("sample_data:7") > 0
 
     async def test_what_was_stored_is_a_hit(self, own: httpx.AsyncClient, redis: RedisRoles, runs: Runs) -> None:
-        await redis.cache.set("sample_data:7", STORED)
+        await redis.cache.set("sample_data:7", sealed("sample_data:7", ANSWER))
         assert (await own.get("/sample/7")).json() == {"run": 0}
 
     @pytest.mark.parametrize("key", ["sample_data:7", "@cache:index:sample_data", "@cache:indexes"])
@@ -435,6 +448,21 @@ class TestRefused:
 
         with pytest.raises(InvalidRequestError, match=f"sample: {fault}"):
             build(router)
+
+    def test_answers_that_are_no_json_by_the_inclusion(self) -> None:
+        router = APIRouter()
+
+        @router.get("/sample/{id}")
+        @cache("sample")
+        async def sample(request: Request, id: int) -> None: ...
+
+        def include(app: FastAPI, _: Settings) -> None:
+            app.include_router(router, default_response_class=PlainTextResponse)
+
+        with pytest.raises(
+            InvalidRequestError, match="sample: @cache stores JSON, but the route answers with PlainText"
+        ):
+            build_with(include)
 
     def test_headers_that_would_be_lost(self) -> None:
         router = APIRouter()
@@ -688,7 +716,8 @@ class TestManyKeys:
         port = server.connection_pool.connection_kwargs["port"]
         store = CacheStore()
         indexes = await server.zrange("@cache:indexes", 0, -1, withscores=True)
-        store.open(settings.model_copy(update={"REDIS_CACHE_PORT": port, "REDIS_CACHE_DB": 0}))
+        own_settings = settings.model_copy(update={"REDIS_CACHE_PORT": port, "REDIS_CACHE_DB": 0})
+        store.open(own_settings, settings.secret_key)
         await wait_until(lambda: _is_usable(store))
         await server.zadd("@cache:indexes", dict(indexes))  # which whoever starts clears
         yield store
@@ -729,10 +758,23 @@ class TestManyKeys:
         assert await server.dbsize() == before - 31
 
 
+def build_without_cache(router: APIRouter) -> FastAPI:
+    """An application whose settings lack the group of the cache."""
+    bases = tuple(base for base in Settings.__bases__ if base is not RedisCacheSettings)
+    own_settings = type("SettingsWithoutCache", bases, {}).model_construct(**settings.model_dump())  # type: ignore[attr-defined]
+
+    def include_routers(app: FastAPI, _: Settings) -> None:
+        app.include_router(router)
+
+    return create_application(
+        own_settings, include_routers, exception_handlers=exception_handlers, docs_guard=get_docs_reader
+    )
+
+
 class TestWithoutTheCacheGroup:
-    async def test_passes_through(self, redis: RedisRoles, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cache_module, "store", CacheStore())
-        router = APIRouter()
+    @pytest.mark.parametrize("route_class", [APIRoute, CachedRoute])
+    async def test_passes_through(self, redis: RedisRoles, runs: Runs, route_class: type[APIRoute]) -> None:
+        router = APIRouter(route_class=route_class)
 
         @router.get("/sample/{id}")
         @cache("sample")
@@ -744,7 +786,7 @@ class TestWithoutTheCacheGroup:
         async def write(request: Request, id: int, db: SessionDep) -> dict[str, Any]:
             return runs.answer()
 
-        async with open_client(build(router)) as client:
+        async with open_client(build_without_cache(router)) as client:
             assert [(await client.get("/sample/7")).json()["run"] for _ in range(2)] == [1, 2]
             assert (await client.post("/sample/7")).json() == {"run": 3}
         assert await redis.cache.keys() == []
@@ -757,14 +799,14 @@ class TestWithoutTheCacheGroup:
 async def test_a_process_that_starts_trusts_nothing_older() -> None:
     """The one before it may have been killed between a commit and its removal."""
     old = CacheStore()
-    old.open(settings)
+    old.open(settings, settings.secret_key)
     await wait_until(lambda: _is_usable(old))
     assert await old.fetch("shelf:1", b"\x00lease", 60) is None
     await old.store("shelf:1", b"\x00lease", b"1", 60)
     assert await old.fetch("shelf:1", b"\x00other", 60) == b"1"
     await old.close()
     new = CacheStore()
-    new.open(settings)
+    new.open(settings, settings.secret_key)
     await wait_until(lambda: _is_usable(new))
     assert await new.fetch("shelf:1", b"\x00other", 60) is None
     await new.close()

@@ -14,8 +14,8 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
 
 from app.api.dependencies import ReaderDep, SessionDep
-from app.core import cache as cache_module
-from app.core.cache import LEASE_SECONDS, CacheStore, cache
+from app.core.cache import CacheStore, cache, store
+from app.core.cache.store import LEASE_SECONDS
 from app.core.config import settings
 from app.core.database import on_commit
 from app.core.exceptions import NotFoundError
@@ -396,7 +396,7 @@ class TestStampede:
     async def test_many_who_ask_for_what_is_not_kept_do_not_wait_for_one_another(
         self, own: httpx.AsyncClient, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cache_module, "LEASE_SECONDS", 60)
+        monkeypatch.setattr(store, "LEASE_SECONDS", 60)
         together = most = 0
 
         async def fail() -> None:

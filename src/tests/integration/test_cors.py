@@ -6,11 +6,10 @@ import httpx
 import pytest
 from fastapi import APIRouter
 
-from app.api import router
 from app.models.user import User
 from tests.fixtures import open_client
 from tests.helper import sign_in
-from tests.integration.own_app import build
+from tests.integration.own_app import build_service
 
 FRIEND = "https://app.example.com"
 STRANGER = "https://evil.example"
@@ -30,7 +29,7 @@ def vary(response: httpx.Response) -> set[str]:
 @pytest.fixture
 async def open_api(client: httpx.AsyncClient, the_routes: APIRouter) -> AsyncIterator[httpx.AsyncClient]:
     """The API, open to one origin besides another."""
-    async with open_client(build(the_routes, CORS_ORIGINS=f"https://other.example, {FRIEND}")) as own:
+    async with open_client(build_service(the_routes, CORS_ORIGINS=f"https://other.example, {FRIEND}")) as own:
         yield own
 
 
@@ -42,7 +41,6 @@ def the_routes() -> APIRouter:
     async def fail() -> None:
         raise RuntimeError
 
-    broken.include_router(router)
     return broken
 
 
@@ -96,7 +94,7 @@ class TestNamedOrigins:
 
 class TestAnyOrigin:
     async def test_never_with_credentials(self, client: httpx.AsyncClient, the_routes: APIRouter) -> None:
-        async with open_client(build(the_routes, CORS_ORIGINS="*")) as own:
+        async with open_client(build_service(the_routes, CORS_ORIGINS="*")) as own:
             answer = await own.get(USERS, headers={"Origin": STRANGER})
             preflight = await own.options(USERS, headers={"Origin": STRANGER, **PREFLIGHT})
         assert preflight.status_code == 200

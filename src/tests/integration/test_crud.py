@@ -11,7 +11,7 @@ from sqlalchemy import DateTime, MetaData, String, func
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.database import Base, Database, Reader, engine, transaction
+from app.core.database import Base, Database, default_engines, transaction
 from app.core.exceptions import DuplicateValueError, UnknownFilterError
 from app.core.models import PersistentDeletion
 from app.crud.crud_base import CRUDBase
@@ -111,10 +111,10 @@ crud_plain = CRUDBase[Plain, PlainBody, Body, Body, Body](Plain)
 
 @pytest.fixture
 async def tables() -> AsyncIterator[None]:
-    async with engine.begin() as connection:
+    async with default_engines.write.begin() as connection:
         await connection.run_sync(OwnBase.metadata.create_all)
     yield
-    async with engine.begin() as connection:
+    async with default_engines.write.begin() as connection:
         await connection.run_sync(OwnBase.metadata.drop_all)
 
 
@@ -122,7 +122,7 @@ async def tables() -> AsyncIterator[None]:
 async def reading(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     """What reading methods take."""
     if request.param == "reader":
-        yield Reader()
+        yield default_engines.reader
     else:
         async with transaction() as db:
             yield db
@@ -207,7 +207,7 @@ class TestGet:
     async def test_sees_what_its_session_wrote(self, reading: Database, db: AsyncSession) -> None:
         await crud_tiers.create(db, TierCreateInternal(name="new"))
         assert await crud_tiers.get(db, name="new") is not None
-        assert await crud_tiers.get(Reader(), name="new") is None
+        assert await crud_tiers.get(default_engines.reader, name="new") is None
 
 
 class TestGetMulti:
@@ -282,18 +282,18 @@ class TestGetMulti:
             for first, second in ((2, 1), (1, 2), (1, 1), (2, 2)):
                 await crud_plain.create(db, PlainBody(first=first, second=second))
         for offset, keys in ((1, [(1, 2), (2, 1)]), (2, [(2, 1), (2, 2)]), (3, [(2, 2)]), (4, [])):
-            found = await crud_plain.get_multi(Reader(), offset, 2, ["second", "first"])
+            found = await crud_plain.get_multi(default_engines.reader, offset, 2, ["second", "first"])
             assert [(row["first"], row["second"]) for row in found["data"]] == keys
             assert found["total_count"] == 4
         with pytest.raises(ValueError, match="a primary key of one column"):
-            await crud_plain.get_multi(Reader(), after=1)
+            await crud_plain.get_multi(default_engines.reader, after=1)
 
     async def test_columns_may_be_called_like_what_a_page_knows_of_itself(self, tables: None) -> None:
         async with transaction() as db:
             for found in (False, True):
                 await crud_found.create(db, FoundBody(found=found, rows=7))
         for offset, data in ((0, [{"found": False, "rows": 7}]), (1, [{"found": True, "rows": 7}]), (2, [])):
-            page = await crud_found.get_multi(Reader(), offset, 1, ["found", "rows"])
+            page = await crud_found.get_multi(default_engines.reader, offset, 1, ["found", "rows"])
             assert (page["data"], page["total_count"]) == (data, 2)
 
     async def test_after_goes_with_no_offset(self, reading: Database) -> None:
@@ -315,7 +315,7 @@ class TestGetMulti:
         async with transaction() as db:
             for first, second in ((2, 1), (1, 2), (1, 1)):
                 await crud_plain.create(db, PlainBody(first=first, second=second))
-        found = await crud_plain.get_multi(Reader(), schema_to_select=["first", "second"])
+        found = await crud_plain.get_multi(default_engines.reader, schema_to_select=["first", "second"])
         assert [(*row.values(),) for row in found["data"]] == [(1, 1), (1, 2), (2, 1)]
 
     @pytest.mark.parametrize(("offset", "limit"), [(-1, 10), (0, 0), (0, -1)])
@@ -514,7 +514,7 @@ class TestUpdate:
         async with transaction() as db:
             await crud_plain.create(db, PlainBody(first=1, second=2))
             assert await crud_plain.update(db, Body(name="new"), second=2) == 1
-        found = await crud_plain.get(Reader(), first=1)
+        found = await crud_plain.get(default_engines.reader, first=1)
         assert found == {"first": 1, "second": 2, "name": "new"}
 
     async def test_nothing_set_on_model_without_updated_at(self, tables: None) -> None:
@@ -619,7 +619,7 @@ class TestDelete:
     @pytest.mark.parametrize("as_dict", [False, True])
     async def test_row_that_was_read(self, user: User, fetch: Fetch, as_dict: bool) -> None:
         post, other = await make_post(user), await make_post(user)
-        row = await crud_posts.get(Reader(), id=post.id) if as_dict else post
+        row = await crud_posts.get(default_engines.reader, id=post.id) if as_dict else post
         async with transaction() as db:
             assert await crud_posts.delete(db, db_row=row) == 1
         rows = await fetch("SELECT id, is_deleted FROM post ORDER BY id")
@@ -636,7 +636,7 @@ class TestDelete:
             row = await crud_plain.create(db, PlainBody(first=1, second=2))
             await crud_plain.create(db, PlainBody(first=1, second=3))
             assert await crud_plain.delete(db, row) == 1
-        assert await crud_plain.count(Reader()) == 1
+        assert await crud_plain.count(default_engines.reader) == 1
 
     async def test_every_row_that_matches(self, user: User, fetch: Fetch) -> None:
         for title in ("Same", "Same", "Else"):

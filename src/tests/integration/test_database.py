@@ -20,20 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.dependencies import get_docs_reader
-from app.api.exceptions import exception_handlers
 from app.core.config import settings
-from app.core.database import (
-    Reader,
-    ReaderDep,
-    SessionDep,
-    async_get_db,
-    database_url,
-    engine,
-    on_commit,
-    read_engine,
-    transaction,
-)
+from app.core.database import ReaderDep, SessionDep, async_get_db, database_url, default_engines, on_commit, transaction
 from app.core.exceptions import (
     AppError,
     ConflictError,
@@ -43,7 +31,6 @@ from app.core.exceptions import (
     MissingReferenceError,
     StillReferencedError,
 )
-from app.core.setup import create_application
 from app.crud.crud_tier import crud_tiers
 from app.models.user import User
 from app.schemas.tier import TierCreateInternal
@@ -51,6 +38,7 @@ from scripts.servers import Postgres
 from tests.factories import make_tier, make_user
 from tests.fixtures import Fetch, LogRecords, RunServer, Statements, open_client
 from tests.helper import wait_until
+from tests.integration.own_app import build
 
 TIERS = "SELECT name FROM tier ORDER BY id"
 
@@ -87,7 +75,7 @@ class TestTransaction:
         await execute("SELECT 1")
         with pytest.raises(ProgrammingError):
             await execute("SELECT 1", "SELEKT 1")
-        assert "Current Checked out connections: 0" in engine.pool.status()
+        assert "Current Checked out connections: 0" in default_engines.write.pool.status()
 
     async def test_one_that_does_nothing_sends_nothing(self, statements: Statements) -> None:
         async with transaction():
@@ -226,7 +214,7 @@ class TestOnCommit:
         with pytest.raises(asyncio.CancelledError):
             await writing
         assert seen == [[{"name": "new"}]] * 2
-        assert "Current Checked out connections: 0" in engine.pool.status()
+        assert "Current Checked out connections: 0" in default_engines.write.pool.status()
 
     async def test_is_dropped_when_such_a_commit_fails(
         self, postgres: "asyncpg.Connection[Any]", slow_commit: None, deferred_table: None, fetch: Fetch
@@ -413,7 +401,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def own_app() -> FastAPI:
-    return create_application(router, settings, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
+    return build(router)
 
 
 @pytest.fixture
@@ -492,7 +480,7 @@ class TestRequest:
 
 class TestReader:
     async def test_is_read_only_on_the_servers_side(self, fetch: Fetch) -> None:
-        reader = Reader()
+        reader = default_engines.reader
         [row] = await reader.fetch_all(text("SELECT current_setting('transaction_read_only') AS value"), {})
         assert row.value == "on"
         with pytest.raises(AppError):
@@ -500,15 +488,15 @@ class TestReader:
         assert await fetch(TIERS) == []
 
     async def test_uses_no_transaction(self, statements: Statements) -> None:
-        await Reader().fetch_all(text("SELECT 1"), {})
+        await default_engines.reader.fetch_all(text("SELECT 1"), {})
         assert statements.all == [("read", "SELECT 1")]
 
     async def test_holds_no_connection_between_statements(self) -> None:
-        await Reader().fetch_all(text("SELECT 1"), {})
-        assert "Current Checked out connections: 0" in read_engine.pool.status()
+        await default_engines.reader.fetch_all(text("SELECT 1"), {})
+        assert "Current Checked out connections: 0" in default_engines.read.pool.status()
 
     async def test_many_at_once_share_a_bounded_pool(self) -> None:
-        reader = Reader()
+        reader = default_engines.reader
         query = text("SELECT pg_backend_pid() AS pid, pg_sleep(0.001)")
         rows = await asyncio.gather(*(reader.fetch_all(query, {}) for _ in range(200)))
         assert 1 <= len({row[0].pid for row in rows}) <= settings.POSTGRES_POOL_SIZE
@@ -538,14 +526,14 @@ class TestConnectionSettings:
         query = text("SELECT setting || COALESCE(unit, '') AS value FROM pg_settings WHERE name = :name")
         async with transaction() as db:
             assert (await db.execute(query, {"name": name})).scalar_one() == value
-        [row] = await Reader().fetch_all(query, {"name": name})
+        [row] = await default_engines.reader.fetch_all(query, {"name": name})
         assert row.value == value
 
     async def test_engines_say_who_they_are(self) -> None:
         query = text("SELECT current_setting('application_name') AS value")
         async with transaction() as db:
             assert (await db.execute(query)).scalar_one() == "app"
-        [row] = await Reader().fetch_all(query, {})
+        [row] = await default_engines.reader.fetch_all(query, {})
         assert row.value == "app reader"
 
 
@@ -594,7 +582,7 @@ class TestErrors:
             async with transaction() as db:
                 await db.execute(text("SELEKT 1"))
         with pytest.raises(ProgrammingError, match="syntax error"):
-            await Reader().fetch_all(text("SELEKT 1"), {})
+            await default_engines.reader.fetch_all(text("SELEKT 1"), {})
 
     async def test_message_never_holds_the_values(self) -> None:
         with pytest.raises(ProgrammingError) as raised:
@@ -663,7 +651,7 @@ class TestErrors:
             for _ in range(settings.POSTGRES_POOL_SIZE):
                 db = await stack.enter_async_context(transaction())
                 await db.execute(text("SELECT 1"))
-                await stack.enter_async_context(read_engine.connect())
+                await stack.enter_async_context(default_engines.read.connect())
             body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
             answers = await asyncio.gather(client.post("/api/v1/user", json=body), client.get("/api/v1/users"))
         for answer in answers:
@@ -676,7 +664,7 @@ class TestErrors:
 @asynccontextmanager
 async def connected() -> AsyncIterator[Any]:
     """A connection to where the settings lead now."""
-    own_engine = create_async_engine(database_url(settings.POSTGRES_SERVER), poolclass=NullPool)
+    own_engine = create_async_engine(database_url(settings), poolclass=NullPool)
     try:
         async with own_engine.connect() as connection:
             yield connection
@@ -723,4 +711,7 @@ class TestAddress:
                 assert (await connection.execute(by_socket)).scalar_one() is True
 
     def test_is_not_printed_with_its_password(self) -> None:
-        assert settings.POSTGRES_PASSWORD.get_secret_value() not in f"{database_url()} {database_url()!r} {engine!r}"
+        assert (
+            settings.POSTGRES_PASSWORD.get_secret_value()
+            not in f"{database_url(settings)} {database_url(settings)!r} {default_engines.write!r}"
+        )

@@ -16,9 +16,10 @@ from arq.jobs import JobStatus
 from arq.worker import func
 
 from app.core import queue
-from app.core.jobs import retried
 from app.core.models import now
-from app.core.queue import ArqJob
+from app.core.queue import ArqJob, pipeline
+from app.core.queue.worker import retried
+from app.main import app as the_app
 from tests.fixtures import RedisRoles
 from tests.helper import assert_error, assert_unauthorized, is_recent
 from tests.integration.own_worker import run_jobs
@@ -49,7 +50,7 @@ async def fail(job_id: str, *args: Any, **kwargs: Any) -> None:
 
 
 async def failures() -> list[tuple[str, str, str, int]]:
-    jobs, total = await queue.failed_jobs(0, 100)
+    jobs, total = await queue.failed_jobs(the_app.state.resources.queue.server, 0, 100)
     assert total == len(jobs)
     return [(str(job.job_id), job.function, job.result, job.job_try) for job in jobs]
 
@@ -112,7 +113,7 @@ class TestHowJobsEnd:
     async def test_unknown_function(self) -> None:
         await queue.pool.enqueue_job("from_a_newer_release", 1, two=2, _job_id="x")
         await run_jobs(work)
-        (job,), _ = await queue.failed_jobs(0, 1)
+        (job,), _ = await queue.failed_jobs(the_app.state.resources.queue.server, 0, 1)
         assert job.function == "from_a_newer_release"
         assert (list(job.args), job.kwargs) == ([1], {"two": 2})
 
@@ -189,7 +190,7 @@ class TestCronJobs:
 
 
 async def test_newest_are_kept(monkeypatch: pytest.MonkeyPatch, redis: RedisRoles) -> None:
-    monkeypatch.setattr(queue, "FAILED_JOBS_KEPT", 3)
+    monkeypatch.setattr(pipeline, "FAILED_JOBS_KEPT", 3)
     for number in range(5):
         await fail(f"job{number}")
     assert [job_id for job_id, *_ in await failures()] == ["job4", "job3", "job2"]
@@ -220,8 +221,8 @@ async def test_queue_is_away(
     path: str,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(queue.server, "_is_away", True)
-        patch.setattr(queue.server, "_next_try", math.inf)
+        patch.setattr(the_app.state.resources.queue.server, "_is_away", True)
+        patch.setattr(the_app.state.resources.queue.server, "_next_try", math.inf)
         response = await client.request(method, path, headers=superuser_headers)
     assert_error(response, 503, "The queue server is away: try again")
     assert response.headers["Retry-After"] == "1"

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from sqlalchemy import event
 
-from app.core.database import Reader, engine, read_engine, transaction
+from app.core.database import Reader, default_engines, transaction
 from app.core.security import RefreshToken
 from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_posts import crud_posts
@@ -135,7 +135,7 @@ WRITES: dict[str, Callable[[Any], Awaitable[Any]]] = {
     ),
     "delete a post": lambda db: crud_posts.delete(db, id=5, created_by_user_id=5),
     "really delete a post": lambda db: crud_posts.db_delete(db, id=5, created_by_user_id=5),
-    "refresh a session": lambda db: crud_sessions.refresh(db, TOKEN, Client("", ""), LIFETIME, LIFETIME),
+    "refresh a session": lambda db: crud_sessions.refresh(db, TOKEN, TOKEN, Client("", ""), LIFETIME, LIFETIME),
     "end a session": lambda db: crud_sessions.end(db, UUID(int=7)),
     "end one of one's sessions": lambda db: crud_sessions.db_delete(db, id=7, user_id=5),
     "end all sessions but one": lambda db: crud_sessions.end_all(db, 5, but=7),
@@ -170,11 +170,11 @@ def recording() -> Iterator[list[Statement]]:
         ("checkin", checkin),
         ("after_cursor_execute", executed),
     ]
-    for each in (engine, read_engine):
+    for each in (default_engines.write, default_engines.read):
         for name, listener in listeners:
             event.listen(each.sync_engine, name, listener)
     yield sent
-    for each in (engine, read_engine):
+    for each in (default_engines.write, default_engines.read):
         for name, listener in listeners:
             event.remove(each.sync_engine, name, listener)
 
@@ -182,7 +182,7 @@ def recording() -> Iterator[list[Statement]]:
 async def statements_of(name: str) -> list[Statement]:
     with recording() as sent:
         if name in READS:
-            await READS[name](Reader())
+            await READS[name](default_engines.reader)
         else:
             async with transaction() as db:
                 await WRITES[name](db)

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from app.core.config import settings
+from app.main import app as the_app
 from app.models.user import User
 from tests.factories import PASSWORD, make_password_reset, make_user
 from tests.fixtures import RedisRoles
@@ -116,7 +117,7 @@ class TestSignIn:
         async def fail(*_: Any) -> bool:
             raise AssertionError
 
-        monkeypatch.setattr("app.api.guessing.verify_password", fail)
+        monkeypatch.setattr(the_app.state.resources.passwords, "verify", fail)
         assert (await attempt(client, user.username, PASSWORD)).status_code == 429
 
     async def test_no_name_and_no_password_in_the_keys(
@@ -192,7 +193,7 @@ class TestPasswordReset:
 async def test_limits_are_off_without_their_group(
     client: httpx.AsyncClient, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.api.guessing.AbuseLimitSettings", type("Absent", (), {}))
+    monkeypatch.setattr("app.api.password_checks.AbuseLimitSettings", type("Absent", (), {}))
     assert await guess(client, user.username, 15) == [401] * 15
 
 

@@ -1,4 +1,4 @@
-"""A hit of the cache whose URL has been asked for before does not go through FastAPI; nothing else may tell."""
+"""A stored answer to a known URL is served before FastAPI reads the request, with no other difference for clients."""
 
 import asyncio
 from collections import Counter
@@ -7,15 +7,18 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, Path, Query, Request
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
+from pydantic import SecretStr
+from starlette.routing import Host, Mount
 
 from app.api.dependencies import ReaderDep
-from app.core import cache as cache_module
-from app.core.cache import LEASE_SECONDS, cache
+from app.core.cache import CachedRoute, CacheStore, cache, route
+from app.core.cache.decorator import look_up
+from app.core.cache.store import LEASE_SECONDS
+from app.core.config import Settings
 from app.core.exceptions import ForbiddenError
 from tests.fixtures import RedisRoles, open_client
-from tests.integration.own_app import build
+from tests.integration.own_app import build, build_with
 
 Name = Annotated[str, Path(pattern="^[a-z]+$")]
 Number = Annotated[int, Query(ge=1, le=9)]
@@ -27,7 +30,7 @@ class Shop:
     def __init__(self) -> None:
         self.ran: Counter[str] = Counter()
         self.is_open = True
-        router = self.router = APIRouter()
+        router = self.router = APIRouter(route_class=CachedRoute)
 
         @router.get("/plain/{name}", status_code=203)
         @cache("plain:{name}", resource_id_name="page")
@@ -43,6 +46,8 @@ class Shop:
             self.ran["watch"] += 1
             if not self.is_open:
                 raise ForbiddenError
+
+        self.watch = watch
 
         @router.get("/watched/{name}")
         @cache("watched", resource_id_name="name")
@@ -107,17 +112,189 @@ async def test_dependencies_run_for_every_request(client: httpx.AsyncClient, sho
     assert (await client.get(f"/{route}/pen")).status_code == 403
 
 
-async def test_no_more_is_remembered_than_has_a_place(app: Any, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module._KnownUrls, "AT_MOST", 3)
-    application = build(shop.router)
-    (route,) = [route for route in application.routes if isinstance(route, APIRoute) and route.name == "plain"]
-    known = route.app
-    assert isinstance(known, cache_module._KnownUrls)
-    async with open_client(application) as client:
-        for number in range(1, 9):
-            assert (await client.get(f"/plain/pen?page={number}")).json()["page"] == number
-            assert 0 < len(known._keys) <= 3
-        before = dict(known._keys)
-        for path in ("/plain/pen?page=10", "/plain/pen?page=1&" + "x" * 200, "/plain/" + "x" * 200):
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of all look-ups that came before FastAPI read the request."""
+    keys: list[str] = []
+
+    async def record(store: CacheStore, key: str, expiration: int) -> tuple[bytes | None, bytes]:
+        keys.append(key)
+        return await look_up(store, key, expiration)
+
+    monkeypatch.setattr(route, "look_up", record)
+    return keys
+
+
+async def test_only_known_urls_are_looked_up_early(client: httpx.AsyncClient, early: list[str]) -> None:
+    await client.get("/plain/pen")
+    assert early == []
+    for times in (1, 2):
+        assert (await client.get("/plain/pen")).status_code == 203
+        assert early == ["plain:pen:1"] * times
+    await client.get("/plain/ink")
+    for path in ("/watched/pen", "/guarded/pen"):
+        for _ in range(3):
+            assert (await client.get(path)).json() == "pen"
+    assert len(early) == 2
+
+
+async def test_known_urls_are_limited(
+    client: httpx.AsyncClient, early: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route, "MAX_KNOWN_URLS", 3)
+    for number in range(1, 9):
+        assert (await client.get(f"/plain/pen?page={number}")).json()["page"] == number
+    for number in range(8, 0, -1):
+        assert (await client.get(f"/plain/pen?page={number}")).json()["page"] == number
+    assert early[0] == "plain:pen:8"
+    assert len(early) <= 3
+
+
+async def test_invalid_and_long_urls_are_not_remembered(client: httpx.AsyncClient, early: list[str]) -> None:
+    for path in ("/plain/pen?page=10", "/plain/pen?page=1&" + "x" * 200, "/plain/" + "x" * 200):
+        for _ in range(2):
             await client.get(path)
-        assert known._keys == before
+    assert early == []
+
+
+class TestIncludedRouters:
+    """A guard counts wherever it is declared, and only there."""
+
+    async def check(self, application: FastAPI, shop: Shop, open_path: str | None, guarded_path: str) -> None:
+        """Read both paths until their URLs are known, then let the guard refuse requests."""
+        async with open_client(application) as client:
+            paths = [path for path in (open_path, guarded_path) if path is not None]
+            for times in range(1, 4):
+                for path in paths:
+                    assert (await client.get(path)).json() == {"name": "pen", "page": 1}
+                assert shop.ran["watch"] == times
+            shop.is_open = False
+            for _ in range(2):
+                assert (await client.get(guarded_path)).status_code == 403
+                if open_path is not None:
+                    assert (await client.get(open_path)).status_code == 203
+        assert shop.ran["plain"] == 1
+
+    async def test_guard_of_the_inclusion(self, shop: Shop, early: list[str]) -> None:
+        def include(app: FastAPI, _: Settings) -> None:
+            app.include_router(shop.router, prefix="/inner", dependencies=[Depends(shop.watch)])
+
+        await self.check(build_with(include), shop, None, "/inner/plain/pen")
+        assert early == []
+
+    async def test_guard_of_an_outer_router(self, shop: Shop, early: list[str]) -> None:
+        outer = APIRouter(dependencies=[Depends(shop.watch)])
+        outer.include_router(shop.router, prefix="/inner")
+        await self.check(build(outer), shop, None, "/inner/plain/pen")
+        assert early == []
+
+    @pytest.mark.parametrize("prefixes", [("/open", "/guarded"), ("", "/guarded"), ("/open", "")])
+    @pytest.mark.parametrize("guarded_first", [False, True])
+    async def test_one_of_two_inclusions(
+        self, shop: Shop, early: list[str], prefixes: tuple[str, str], guarded_first: bool
+    ) -> None:
+        def include(app: FastAPI, _: Settings) -> None:
+            inclusions: list[dict[str, Any]] = [
+                {"prefix": prefixes[0]},
+                {"prefix": prefixes[1], "dependencies": [Depends(shop.watch)]},
+            ]
+            for options in reversed(inclusions) if guarded_first else inclusions:
+                app.include_router(shop.router, **options)
+
+        open_path, guarded_path = [f"{prefix}/plain/pen" for prefix in prefixes]
+        await self.check(build_with(include), shop, open_path, guarded_path)
+        assert set(early) == {"plain:pen:1"}
+
+    @pytest.mark.parametrize("kind", ["mount", "mount in a router", "host"])
+    async def test_same_path_elsewhere(self, shop: Shop, early: list[str], kind: str) -> None:
+        """Routes that `prepare_cached_routes` does not see, with a path that may be served early in the application."""
+        guarded = APIRouter()
+        guarded.include_router(shop.router, dependencies=[Depends(shop.watch)])
+
+        def include(app: FastAPI, _: Settings) -> None:
+            if kind == "mount":
+                app.router.routes.append(Mount("/inner", app=guarded))
+            elif kind == "host":
+                app.router.routes.append(Host("inner.test", app=guarded))
+            else:
+                mounting = APIRouter()
+                mounting.routes.append(Mount("/inner", app=guarded))
+                app.include_router(mounting)
+            app.include_router(shop.router)
+
+        path = "http://inner.test/plain/pen" if kind == "host" else "/inner/plain/pen"
+        await self.check(build_with(include), shop, "/plain/pen", path)
+        assert set(early) == {"plain:pen:1"}
+
+    @pytest.mark.parametrize("guarded_first", [False, True])
+    async def test_two_applications_with_one_router(self, shop: Shop, early: list[str], guarded_first: bool) -> None:
+        def include_guarded(app: FastAPI, _: Settings) -> None:
+            app.include_router(shop.router, dependencies=[Depends(shop.watch)])
+
+        builders = {"open": lambda: build(shop.router), "guarded": lambda: build_with(include_guarded)}
+        names = sorted(builders, reverse=not guarded_first)
+        applications = {name: builders[name]() for name in names}
+        async with open_client(applications["open"]) as own, open_client(applications["guarded"]) as guarded:
+            for times in range(1, 4):
+                assert (await own.get("/plain/pen")).status_code == 203
+                assert (await guarded.get("/plain/pen")).status_code == 203
+                assert shop.ran["watch"] == times
+            assert early == ["plain:pen:1"] * 2
+            shop.is_open = False
+            assert (await guarded.get("/plain/pen")).status_code == 403
+            assert (await own.get("/plain/pen")).status_code == 203
+
+    async def test_two_applications_that_read_a_url_differently(self, early: list[str]) -> None:
+        router = APIRouter(route_class=CachedRoute)
+
+        @router.get("/read")
+        @cache("read", resource_id_name="name")
+        async def read(request: Request, name: str = "default") -> str:
+            return name
+
+        def include(app: FastAPI, _: Settings) -> None:
+            app.include_router(router, prefix="/{name}")
+
+        def include_fixed(app: FastAPI, _: Settings) -> None:
+            app.include_router(router, prefix="/pen")
+
+        async with open_client(build_with(include)) as one, open_client(build_with(include_fixed)) as other:
+            for _ in range(3):
+                assert (await one.get("/pen/read")).json() == "pen"
+                assert (await other.get("/pen/read")).json() == "default"
+        assert sorted(early) == ["read:default"] * 2 + ["read:pen"] * 2
+
+
+async def test_each_application_has_its_own_cache(shop: Shop) -> None:
+    """An application with another secret key does not get the answers of others."""
+    own, other_key = build(shop.router), build(shop.router, SECRET_KEY=SecretStr("x" * 64))
+    async with open_client(own) as client, open_client(other_key) as other:
+        for _ in range(3):
+            assert (await client.get("/plain/pen")).status_code == 203
+        assert shop.ran["plain"] == 1
+        assert (await other.get("/plain/pen")).status_code == 203
+        assert shop.ran["plain"] == 2
+
+
+async def test_other_route_classes_are_never_early(early: list[str]) -> None:
+    router = APIRouter()
+
+    @router.get("/read/{name}")
+    @cache("read", resource_id_name="name")
+    async def read(request: Request, name: Name) -> str:
+        return name
+
+    async with open_client(build(router)) as client:
+        for _ in range(3):
+            assert (await client.get("/read/pen")).json() == "pen"
+    assert early == []
+
+
+async def test_route_added_to_a_built_application_is_not_early(shop: Shop, early: list[str]) -> None:
+    application = build()
+    application.include_router(shop.router, dependencies=[Depends(shop.watch)])
+    async with open_client(application) as client:
+        for times in range(1, 4):
+            assert (await client.get("/plain/pen")).status_code == 203
+            assert shop.ran["watch"] == times
+    assert early == []

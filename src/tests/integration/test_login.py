@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,11 +16,11 @@ import httpx
 import pytest
 from jose import jwt
 
-from app.core import security
 from app.core.config import settings
-from app.core.database import engine, read_engine, transaction
-from app.core.security import create_access_token
+from app.core.database import default_engines, transaction
+from app.core.security import PasswordHasher, TokenSigner
 from app.crud.crud_sessions import crud_sessions
+from app.main import app as the_app
 from app.models.user import User
 from app.schemas.session import Client
 from tests.factories import ADMIN_PASSWORD, PASSWORD, make_user
@@ -121,10 +122,13 @@ class TestBusyProcessors:
     def gate(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         """One thread that is busy until the gate is opened, and a queue for two."""
         gate = threading.Event()
-        threads = security._HashingThreads(1, 2)
-        monkeypatch.setattr(security, "_hashing", threads)
-        threads._places.acquire()
-        threads._executor.submit(gate.wait).add_done_callback(lambda _: threads._places.release())
+        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+        hasher = PasswordHasher(settings.model_copy(update={"PASSWORD_HASH_QUEUE_SIZE": 2}))
+        # What a request finds, in place of the application's own.
+        monkeypatch.setattr(the_app.state.resources.passwords, "_slots", hasher._slots)
+        monkeypatch.setattr(the_app.state.resources.passwords, "_executor", hasher._executor)
+        hasher._slots.acquire()
+        hasher._executor.submit(gate.wait).add_done_callback(lambda _: hasher._slots.release())
         yield gate
         gate.set()
 
@@ -149,14 +153,14 @@ class TestBusyProcessors:
             asyncio.create_task(client.post("/api/v1/login", data={"username": user.username, "password": PASSWORD})),
         ]
         await self._until_full()
-        for pool in (engine.pool, read_engine.pool):
+        for pool in (default_engines.write.pool, default_engines.read.pool):
             assert "Current Checked out connections: 0" in pool.status()
         gate.set()
         assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [201, 200]
 
     async def _until_full(self) -> None:
         async def is_full() -> bool:
-            return security._hashing._places._value == 0
+            return bool(the_app.state.resources.passwords._slots._value == 0)
 
         await wait_until(is_full)
 
@@ -301,11 +305,11 @@ class TestForgedToken:
 
     @pytest.mark.parametrize("scheme", ["Basic", "Token", "bearer2", ""])
     async def test_another_scheme(self, client: httpx.AsyncClient, user: User, scheme: str) -> None:
-        header = f"{scheme} {create_access_token(user.uuid)}".strip()
+        header = f"{scheme} {TokenSigner(settings).access_token(user.uuid)}".strip()
         assert_unauthorized(await client.get("/api/v1/user/me", headers={"Authorization": header}))
 
     async def test_scheme_has_no_case(self, client: httpx.AsyncClient, user: User) -> None:
-        token = create_access_token(user.uuid, UUID(await session_of(user)))
+        token = TokenSigner(settings).access_token(user.uuid, UUID(await session_of(user)))
         headers = {"Authorization": f"bearer {token}"}
         assert (await client.get("/api/v1/user/me", headers=headers)).status_code == 200
 

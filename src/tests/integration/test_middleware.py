@@ -14,7 +14,6 @@ from fastapi import APIRouter, FastAPI, Request
 from sqlalchemy import text
 from starlette.types import Receive, Scope, Send
 
-from app.api import router as api_router
 from app.core.config import EnvironmentOption
 from app.core.database import SessionDep
 from app.models.user import User
@@ -23,7 +22,7 @@ from tests.environment import SRC
 from tests.factories import make_post
 from tests.fixtures import Fetch, LogRecords, RunServer, open_client
 from tests.helper import sign_in
-from tests.integration.own_app import MODULE, build
+from tests.integration.own_app import MODULE, build, build_service
 
 BROKEN = """
 @router.get("/broken")
@@ -189,7 +188,7 @@ class TestTrustedHosts:
     HOSTS = "api.example.com, *.example.org, [2001:db8::1]"
 
     async def statuses(self, *hosts: bytes, path: str = "/api/v1/users") -> list[int]:
-        async with open_client(build(api_router, ALLOWED_HOSTS=self.HOSTS)) as own:
+        async with open_client(build_service(ALLOWED_HOSTS=self.HOSTS)) as own:
             return [(await own.get(path, headers={b"Host": host})).status_code for host in hosts]
 
     async def test_any_by_default(self, client: httpx.AsyncClient) -> None:
@@ -209,7 +208,7 @@ class TestTrustedHosts:
 
     async def test_missing_or_given_twice(self, client: httpx.AsyncClient) -> None:
         for hosts in ([], [(b"host", b"api.example.com"), (b"host", b"evil.example")]):
-            async with open_client(WithHeaders(build(api_router, ALLOWED_HOSTS=self.HOSTS), hosts)) as own:
+            async with open_client(WithHeaders(build_service(ALLOWED_HOSTS=self.HOSTS), hosts)) as own:
                 answer = await own.get("/api/v1/users")
                 assert (await own.get("/health")).status_code == 200
             assert answer.status_code == 400
@@ -288,7 +287,7 @@ class TestRequestTimeout:
         path = f"/api/v1/{user.username}/post/{post.id}"
         headers = await sign_in(client, user)
         assert (await client.get(path)).json()["title"] == "before"
-        async with open_client(build(api_router, REQUEST_TIMEOUT=0.3)) as own:
+        async with open_client(build_service(REQUEST_TIMEOUT=0.3)) as own:
             async with postgres.transaction():
                 await postgres.execute("SELECT pg_advisory_xact_lock(7)")
                 patching = asyncio.create_task(own.patch(path, json={"title": "after"}, headers=headers))

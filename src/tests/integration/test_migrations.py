@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from app.core.config import settings
 from app.core.database import database_url
 from tests.environment import SRC
 from tests.fixtures import RunProgram, RunServer
@@ -31,7 +32,7 @@ async def alembic(database: str, run: Callable[..., Any], *arguments: str) -> No
 
 
 async def on(database: str, run: Callable[[Connection], Any]) -> Any:
-    engine = create_async_engine(database_url().set(database=database), poolclass=NullPool)
+    engine = create_async_engine(database_url(settings).set(database=database), poolclass=NullPool)
     try:
         async with engine.connect() as connection:
             answer = await connection.run_sync(run)

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 
 from tests.environment import SRC, connect
 from tests.fixtures import RunProgram, RunServer
@@ -36,10 +36,10 @@ class TestDocument:
 
     def test_operation_ids_are_the_names_of_the_functions(self, app: FastAPI, operations: dict[str, Any]) -> None:
         functions = {
-            f"{method} {route.path}": route.endpoint.__name__
-            for route in app.routes
-            if isinstance(route, APIRoute) and route.include_in_schema
-            for method in route.methods or ()
+            f"{method} {context.path}": context.original_route.endpoint.__name__
+            for context in iter_route_contexts(app.routes)
+            if isinstance(context.original_route, APIRoute) and context.original_route.include_in_schema
+            for method in context.methods or ()
         }
         assert {name: operation["operationId"] for name, operation in operations.items()} == functions
         assert len(set(functions.values())) == len(functions)

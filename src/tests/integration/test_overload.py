@@ -12,7 +12,7 @@ import pytest
 from fastapi import APIRouter
 
 from app.api.health import router as health
-from app.core.middleware import LoadShedding
+from app.core.http.load_shedding import LoadShedding
 from scripts.servers import HOST
 from tests.environment import SRC
 from tests.fixtures import LogRecords, RunServer, open_client

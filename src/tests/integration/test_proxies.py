@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.requests import HTTPConnection
 
 from app.core.config import AppSettings, settings
-from app.core.rate_limit import client_address
+from app.core.http import client_address
 from tests.fixtures import RedisRoles, RunningServer, RunServer, open_client
 from tests.integration.own_app import send
 

@@ -19,6 +19,7 @@ from app.core import queue
 from app.core.database import on_commit
 from app.core.exceptions import NotFoundError
 from app.core.queue import ArqJob
+from app.core.queue.failed_jobs import JOB_LIFETIME
 from app.crud.crud_users import crud_users
 from app.models.user import User
 from tests.factories import make_superuser, make_user
@@ -312,7 +313,7 @@ class TestEnqueue:
     @pytest.fixture
     def arq(self) -> ArqRedis:
         options: dict[str, Any] = {"job_serializer": queue.serialize, "job_deserializer": queue.deserialize}
-        return ArqRedis(queue.pool.connection_pool, expires_extra_ms=queue.JOB_LIFETIME * 1000, **options)
+        return ArqRedis(queue.pool.connection_pool, expires_extra_ms=JOB_LIFETIME * 1000, **options)
 
     @pytest.mark.parametrize(
         "options",

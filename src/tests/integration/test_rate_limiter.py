@@ -13,8 +13,9 @@ from app.api.dependencies import rate_limiter
 from app.core import logger
 from app.core.config import settings
 from app.core.exceptions import NotFoundError
-from app.core.rate_limit import limiter, sanitize_path
+from app.main import app as the_app
 from app.models.user import User
+from app.schemas.rate_limit import sanitize_path
 from tests.factories import make_rate_limit, make_tier, make_user
 from tests.fixtures import HeadersFor, LogRecords, RedisRoles, RunServer, open_client
 from tests.integration.own_app import build, count_statuses
@@ -242,7 +243,7 @@ class TestTime:
         passed: list[tuple[float, float]] = []
         begin = await server_time(redis)
         while (before := await server_time(redis)) < begin + 2.25 * period:
-            quota = await limiter.hit("edge", limit, period)
+            quota = await the_app.state.resources.limiter.hit("edge", limit, period)
             assert quota
             if quota.allowed:
                 passed.append((before, await server_time(redis)))
@@ -253,21 +254,21 @@ class TestTime:
             assert later - earlier >= period
 
     async def test_refused_requests_do_not_count(self) -> None:
-        quotas = [await limiter.hit("refused", 2, 60) for _ in range(50)]
+        quotas = [await the_app.state.resources.limiter.hit("refused", 2, 60) for _ in range(50)]
         assert [quota.allowed for quota in quotas if quota] == [True] * 2 + [False] * 48
 
     async def test_reset_is_when_there_is_one_more(self, redis: RedisRoles) -> None:
-        await limiter.hit("reset", 2, 10)
-        await limiter.hit("reset", 2, 10)
+        await the_app.state.resources.limiter.hit("reset", 2, 10)
+        await the_app.state.resources.limiter.hit("reset", 2, 10)
         # As if both had passed earlier: the log is newest first, in microseconds.
         now = await server_time(redis)
         for index, seconds in enumerate((3, 8)):
             await set_time(redis, index, now - seconds)
-        quota = await limiter.hit("reset", 2, 10)
+        quota = await the_app.state.resources.limiter.hit("reset", 2, 10)
         assert quota
         assert (quota.allowed, quota.remaining, quota.reset) == (False, 0, 2)
         await set_time(redis, 1, now - 10)
-        quota = await limiter.hit("reset", 2, 10)
+        quota = await the_app.state.resources.limiter.hit("reset", 2, 10)
         assert quota
         assert (quota.allowed, quota.remaining) == (True, 0)
 

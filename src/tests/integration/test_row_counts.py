@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.core.config import settings
-from app.core.database import Base, Database, Reader, transaction
+from app.core.database import Base, Database, default_engines, transaction
 from app.core.models import now
 from app.crud.crud_posts import crud_posts
 from app.crud.crud_users import crud_users
@@ -161,10 +161,10 @@ class TestExact:
             for _ in range(500):
                 await connection.exec_driver_sql(NEW_POSTS.replace("$1::int", "1"))
             await connection.exec_driver_sql(NEW_POSTS.replace("$1::int", "16000"))
-        assert await crud_posts.count(Reader(), created_by_user_id=user.id, is_deleted=False) == 13_300
+        assert await crud_posts.count(default_engines.reader, created_by_user_id=user.id, is_deleted=False) == 13_300
         async with transaction() as db:
             assert await crud_posts.delete(db, created_by_user_id=user.id) == 13_300
-        assert await crud_posts.count(Reader(), created_by_user_id=user.id, is_deleted=False) == 0
+        assert await crud_posts.count(default_engines.reader, created_by_user_id=user.id, is_deleted=False) == 0
         assert await fetch(DIFFERENCES) == []
 
     @pytest.mark.parametrize("owners", [1, 2, 30])
@@ -206,7 +206,7 @@ class TestExact:
             await connection.execute("DELETE FROM public.post WHERE id % 3 = 2")
             assert await fetch(DIFFERENCES) == []
             await connection.execute("SELECT public.keep_row_count('post', 'created_by_user_id')")
-        assert await crud_posts.count(Reader(), created_by_user_id=user.id, is_deleted=False) == 2
+        assert await crud_posts.count(default_engines.reader, created_by_user_id=user.id, is_deleted=False) == 2
         await connection.execute("TRUNCATE public.post")
         assert await fetch(DIFFERENCES) == []
 
@@ -226,10 +226,10 @@ class TestConcurrency:
                     user.id,
                 )
                 await connection.execute("UPDATE post SET is_deleted = true WHERE id = $1", post)
-            assert await crud_users.count(Reader(), is_deleted=False) == 1
+            assert await crud_users.count(default_engines.reader, is_deleted=False) == 1
             for begun in opened:
                 await begun.commit()
-        assert await crud_users.count(Reader(), is_deleted=False) == 1 + len(connections)
+        assert await crud_users.count(default_engines.reader, is_deleted=False) == 1 + len(connections)
         assert await fetch(DIFFERENCES) == []
 
     async def test_parts_of_a_count_become_one_again(
@@ -255,14 +255,14 @@ class TestConcurrency:
             await fetch(NEW_USERS, 1)
             for connection in (first, second):
                 await connection.execute(NEW_USERS, 1)
-        assert await crud_users.count(Reader(), is_deleted=False) == 4
+        assert await crud_users.count(default_engines.reader, is_deleted=False) == 4
 
 
 class TestUse:
     @pytest.fixture(params=["session", "reader"])
     async def reading(self, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
         if request.param == "reader":
-            yield Reader()
+            yield default_engines.reader
         else:
             async with transaction() as db:
                 yield db
@@ -299,7 +299,7 @@ class TestUse:
             internal = UserCreateInternal(name="Ann", username="ann", email="a@example.com", hashed_password="x")
             await crud_users.create(db, internal)
             assert await crud_users.count(db, is_deleted=False) == 1
-            assert await crud_users.count(Reader(), is_deleted=False) == 0
+            assert await crud_users.count(default_engines.reader, is_deleted=False) == 0
             await crud_users.delete(db, username="ann")
             assert await crud_users.count(db, is_deleted=False) == 0
 

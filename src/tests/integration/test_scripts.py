@@ -8,14 +8,13 @@ import pytest
 from pydantic import SecretStr
 
 from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, settings
-from app.core.security import verify_password
 from app.models.user import User
 from scripts.create_first_superuser import create_first_superuser
 from scripts.create_first_tier import create_first_tier
 from scripts.runner import ScriptError
 from scripts.servers import free_port
 from tests.environment import connect
-from tests.factories import ADMIN_PASSWORD, make_tier, make_user
+from tests.factories import ADMIN_PASSWORD, hasher, make_tier, make_user
 from tests.fixtures import Fetch, HeadersFor, RunProgram
 from tests.helper import is_recent
 
@@ -97,7 +96,7 @@ class TestCreateFirstSuperuser:
     async def test_row(self, fetch: Fetch) -> None:
         assert await create_first_superuser() == CREATED
         [row] = await fetch('SELECT * FROM "user"')
-        assert await verify_password(ADMIN_PASSWORD, row.pop("hashed_password"))
+        assert await hasher.verify(ADMIN_PASSWORD, row.pop("hashed_password"))
         assert is_recent(row["created_at"])
         assert {name: row[name] for name in ("name", "email", "username", "is_superuser", "tier_id", "is_deleted")} == {
             "name": settings.ADMIN_NAME,

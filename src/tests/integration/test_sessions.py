@@ -12,7 +12,7 @@ from jose import jwt
 from app.core.config import settings
 from app.core.database import transaction
 from app.core.models import now
-from app.core.security import RefreshToken, create_access_token
+from app.core.security import RefreshToken, TokenSigner
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 from app.models.user import User
@@ -317,7 +317,7 @@ class TestLogout:
     async def test_expired_access_token(self, client: httpx.AsyncClient, user: User) -> None:
         headers, _ = await pair(client, user)
         session = jwt.get_unverified_claims(headers["Authorization"].removeprefix("Bearer "))["sid"]
-        expired = create_access_token(user.uuid, UUID(session), issued=now() - timedelta(days=1))
+        expired = TokenSigner(settings).access_token(user.uuid, UUID(session), issued=now() - timedelta(days=1))
         assert not await is_signed_in(client, {"Authorization": f"Bearer {expired}"})
         response = await client.post("/api/v1/logout", headers={"Authorization": f"Bearer {expired}"})
         assert response.status_code == 204

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from app.core.database import transaction
-from app.core.security import get_password_hash
 from app.crud.crud_users import crud_users
+from app.main import app as the_app
 from app.models.user import User
 from tests.factories import PASSWORD, make_password_reset, make_post, make_rate_limit, make_tier, make_user
 from tests.fixtures import RedisRoles, Statements
@@ -202,7 +202,7 @@ class TestWrites:
         self, client: httpx.AsyncClient, statements: Statements
     ) -> None:
         await make_user(username="ann")
-        await get_password_hash("warm")
+        await the_app.state.resources.passwords.hash("warm")
         statements.clear()
         assert (await client.post("/api/v1/user", json=ANN)).status_code == 409
         assert statements.all == [("write", "BEGIN;"), ("write", "ROLLBACK;")]

@@ -7,13 +7,12 @@ import pytest
 from sqlalchemy import text
 
 from app.core.database import transaction
-from app.core.security import verify_password
 from app.crud.crud_posts import crud_posts
 from app.crud.crud_users import crud_users
 from app.models.user import User
 from app.schemas.post import PostCreateInternal
 from app.schemas.user import RESERVED_USERNAMES, UserCreateInternal
-from tests.factories import make_post, make_rate_limit, make_superuser, make_tier, make_user
+from tests.factories import hasher, make_post, make_rate_limit, make_superuser, make_tier, make_user
 from tests.fixtures import Fetch, HeadersFor
 from tests.helper import UUID, assert_error, assert_unauthorized, is_recent, own, public, wait_until
 
@@ -42,7 +41,7 @@ class TestWriteUser:
             "is_superuser": False,
         }
         [row] = await fetch('SELECT * FROM "user"')
-        assert await verify_password("Str1ngst!", row.pop("hashed_password"))
+        assert await hasher.verify("Str1ngst!", row.pop("hashed_password"))
         assert UUID.fullmatch(str(row.pop("uuid")))
         assert is_recent(row.pop("created_at"))
         assert row == {**response.json(), "updated_at": None, "deleted_at": None, "is_deleted": False}

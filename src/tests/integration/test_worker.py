@@ -16,8 +16,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.core import queue
-from app.core.jobs import JobLeases
 from app.core.queue import ArqJob, JobQueue
+from app.core.queue.worker import JobLeases
+from app.main import app as the_app
 from scripts.servers import HOST, Valkey
 from tests.environment import SRC
 from tests.fixtures import Program, RedisRoles, RunProgram, RunWorker
@@ -35,7 +36,7 @@ import signal
 
 from arq import cron
 
-from app.core.jobs import JobLeases, retried
+from app.core.queue.worker import JobLeases, retried
 from app.worker import WorkerSettings
 
 JobLeases.SECONDS = int(os.environ.get("LEASE_SECONDS", "30"))
@@ -101,7 +102,7 @@ class Workers:
 
     async def wait_for_failed(self, number: int) -> None:
         async def are_there() -> bool:
-            return (await queue.failed_jobs(0, 1))[1] >= number
+            return (await queue.failed_jobs(the_app.state.resources.queue.server, 0, 1))[1] >= number
 
         await wait_until(are_there, 30)
 
@@ -209,7 +210,7 @@ class TestKilled:
             assert await worker.wait() == -signal.SIGKILL
         await workers.start(**environment)
         await workers.wait_for_failed(1)
-        (failed,), _ = await queue.failed_jobs(0, 10)
+        (failed,), _ = await queue.failed_jobs(the_app.state.resources.queue.server, 0, 10)
         assert (failed.job_id, failed.function) == (job.job_id, "kill")
         assert failed.result == "JobExecutionFailed: max 2 retries exceeded"
         assert await workers.count("started", "kill") == 2
@@ -227,7 +228,7 @@ class TestTries:
     async def test_cron_job_that_keeps_failing_is_kept_once(self, workers: Workers) -> None:
         await asyncio.gather(*(workers.start(TICK="1") for _ in range(2)))
         await workers.wait_for("started", "tick", 3)
-        [failed], total = await queue.failed_jobs(0, 100)
+        [failed], total = await queue.failed_jobs(the_app.state.resources.queue.server, 0, 100)
         assert (failed.job_id, failed.function, total) == ("cron:tick", "cron:tick", 1)
         assert failed.result == "RuntimeError: out of step"
 

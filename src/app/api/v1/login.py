@@ -1,19 +1,17 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import OAuth2PasswordRequestForm
 
 from app.api.dependencies import ReaderDep, SessionDep
 from app.api.exceptions import responses
-from app.api.guessing import check_password
+from app.api.password_checks import check_password
 from app.api.refresh_token import client_of, refuse_foreign_page, set_refresh_cookie
-from app.core import audit
-from app.core.config import SessionSettings, settings
+from app.core.config import SessionSettings
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
+from app.core.http import audit, passwords_of, settings_of, tokens_of
 from app.core.models import Token
-from app.core.routing import APIRouter
-from app.core.security import create_access_token, get_password_hash, is_outdated, verify_password
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 
@@ -37,6 +35,7 @@ async def login_for_access_token(
     refresh_in_body: RefreshInBody = False,
 ) -> Token:
     """Sign in with a username or an e-mail address, and a password: a session begins."""
+    settings, passwords, tokens = settings_of(request), passwords_of(request), tokens_of(request)
     audit.note(request.scope, who=None)
     refuse_foreign_page(request)
     user = await crud_users.get_credentials(reader, form.username)
@@ -44,19 +43,19 @@ async def login_for_access_token(
     if not await check_password(request, user, form.username, form.password) or user is None:
         raise UnauthorizedError(REFUSED)
     checked = user["hashed_password"]
-    renewed = await get_password_hash(form.password) if is_outdated(checked) else None
+    renewed = await passwords.hash(form.password) if passwords.is_outdated(checked) else None
     # The row is held until the commit, so that no session begins with a password that has been changed meanwhile.
     if renewed is None or not await crud_users.change_password(db, user["id"], checked, renewed):
         stored = await crud_users.hold_password(db, user["id"])
-        if stored != checked and not await verify_password(form.password, stored):
+        if stored != checked and not await passwords.verify(form.password, stored):
             raise UnauthorizedError(REFUSED)
     if not isinstance(settings, SessionSettings):
-        return Token(access_token=create_access_token(user["uuid"]), token_type="bearer")  # noqa: S106
+        return Token(access_token=tokens.access_token(user["uuid"]), token_type="bearer")  # noqa: S106
     lifetime = timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS)
     session, refresh = await crud_sessions.start(db, user["id"], client_of(request), lifetime)
     audit.note(request.scope, session=session.id)
     set_refresh_cookie(request, response, refresh, lifetime)
-    token = Token(access_token=create_access_token(user["uuid"], session.uuid), token_type="bearer")  # noqa: S106
+    token = Token(access_token=tokens.access_token(user["uuid"], session.uuid), token_type="bearer")  # noqa: S106
     if refresh_in_body:
         token.refresh_token = str(refresh)
     return token

@@ -1,18 +1,18 @@
 from functools import partial
 
-from fastapi import Depends, Request
+from fastapi import APIRouter, Depends, Request
 
 from app.api.dependencies import SessionDep
 from app.api.exceptions import responses
-from app.api.guessing import limit_by_address, refuse_weak_password, remember_address
-from app.core import audit, queue
-from app.core.config import AbuseLimitSettings, settings
+from app.api.password_checks import limit_by_address, refuse_weak_password, remember_address
+from app.core.config import AbuseLimitSettings
 from app.core.database import on_commit
 from app.core.exceptions import RateLimitExceededError, UnauthorizedError
+from app.core.http import audit, passwords_of, settings_of
 from app.core.models import Message
-from app.core.rate_limit import client_address, limiter
-from app.core.routing import APIRouter
-from app.core.security import get_password_hash, hash_of
+from app.core.queue import queue_of
+from app.core.rate_limit import limiter_of
+from app.core.security import hash_of
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 from app.schemas.session import PasswordForgotten, PasswordResetConfirmation
@@ -22,6 +22,7 @@ REFUSED = "The token is not valid, has expired or was used: ask for another one"
 
 async def limit_resets(request: Request) -> None:
     """Refuse what comes from one address beyond the limit."""
+    settings = settings_of(request)
     if isinstance(settings, AbuseLimitSettings):
         limit, period = settings.PASSWORD_RESET_LIMIT, settings.PASSWORD_RESET_PERIOD
         await limit_by_address(request, "password_reset", limit, period)
@@ -40,18 +41,20 @@ async def forget_password(request: Request, forgotten: PasswordForgotten) -> Mes
     """Have a token mailed with which to choose a new password; the answer is the same for unknown addresses."""
     audit.note(request.scope, who=None)
     # Whether there is such a user is found out by the job: here nothing depends on it, and so neither does the time.
-    if await _may_be_mailed(forgotten.email):
+    if await _may_be_mailed(request, forgotten.email):
+        queue = queue_of(request)
         async with queue.server.guard():
             await queue.pool.enqueue_job("send_password_reset", forgotten.email)
     return Message(message="If an account has this address, a mail is on its way to it")
 
 
-async def _may_be_mailed(email: str) -> bool:
+async def _may_be_mailed(request: Request, email: str) -> bool:
     """Whether there were few mails to this address in the time for which a token is good: the last one always is."""
+    settings = settings_of(request)
     if not isinstance(settings, AbuseLimitSettings):
         return True
     limit, period = settings.PASSWORD_RESET_LIMIT_PER_ACCOUNT, 60 * settings.PASSWORD_RESET_MINUTES
-    quota = await limiter.hit(f"password_reset_mail:{hash_of(email)}", limit, period)
+    quota = await limiter_of(request).hit(f"password_reset_mail:{hash_of(email)}", limit, period)
     return quota is None or quota.allowed
 
 
@@ -59,12 +62,12 @@ async def _may_be_mailed(email: str) -> bool:
 async def reset_password(request: Request, reset: PasswordResetConfirmation, db: SessionDep) -> Message:
     """Choose a new password with a mailed token, which is used up; all sessions end."""
     audit.note(request.scope, who=None)
-    new = await get_password_hash(reset.new_password)
+    new = await passwords_of(request).hash(reset.new_password)
     user = await crud_users.reset_password(db, hash_of(reset.token), new)
     if user is None:
         raise UnauthorizedError(REFUSED)
     refuse_weak_password(reset.new_password, "new_password", user["username"], user["email"])
     await crud_sessions.end_all(db, user["id"])
     audit.note(request.scope, who=user["id"])
-    on_commit(db, partial(remember_address, user["id"], client_address(request, settings)))
+    on_commit(db, partial(remember_address, request, user["id"]))
     return Message(message="Password changed, all sessions ended: sign in")

@@ -1,22 +1,21 @@
 from typing import Annotated, Any
 
-from fastapi import Path, Request
+from fastapi import APIRouter, Path, Request
 
 from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, SessionDep
 from app.api.exceptions import responses
 from app.api.paginated import Cursor, ItemsPerPage, PageNumber, PaginatedListResponse, get_cursor_page
-from app.core.cache import cache, do_not_store
+from app.core.cache import CachedRoute, cache, do_not_store
 from app.core.database import Reader
 from app.core.exceptions import ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId
-from app.core.routing import APIRouter
 from app.crud.crud_posts import crud_posts
 from app.crud.crud_users import crud_users
 from app.models.post import Post
 from app.schemas.post import PostCreate, PostCreateInternal, PostRead, PostUpdate
 from app.schemas.user import Username
 
-router = APIRouter(tags=["posts"])
+router = APIRouter(tags=["posts"], route_class=CachedRoute)
 
 PostId = Annotated[RowId, Path()]
 _LISTS = ["{username}_posts:*"]

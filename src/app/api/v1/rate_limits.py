@@ -1,13 +1,12 @@
 from typing import Annotated, Any
 
-from fastapi import Depends, Path
+from fastapi import APIRouter, Depends, Path
 
 from app.api.dependencies import ReaderDep, SessionDep, get_current_superuser
 from app.api.exceptions import responses
 from app.api.paginated import CursorPageDep, PaginatedListResponse
 from app.core.exceptions import DuplicateValueError, ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId, Text
-from app.core.routing import APIRouter
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
 from app.models.rate_limit import RateLimit

@@ -1,19 +1,16 @@
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from app.api.dependencies import BearerToken, CurrentUser, ReaderDep, SessionDep
 from app.api.exceptions import responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
 from app.api.refresh_token import PresentedToken, client_of, delete_refresh_cookie, set_refresh_cookie
-from app.core import audit
-from app.core.config import settings
-from app.core.database import transaction
+from app.core.database import engines_of, transaction
 from app.core.exceptions import NotFoundError, UnauthorizedError
+from app.core.http import audit, settings_of, tokens_of
 from app.core.models import Message, RowId, Token
-from app.core.routing import APIRouter
-from app.core.security import read_access_token
 from app.crud.crud_sessions import crud_sessions
 from app.schemas.session import SessionRead
 
@@ -23,13 +20,15 @@ router = APIRouter(tags=["sessions"], responses=responses(UnauthorizedError))
 @router.post("/refresh", response_model_exclude_unset=True)
 async def refresh_access_token(request: Request, response: Response, presented: PresentedToken) -> Token:
     """Exchange the refresh token (cookie or body) for a new pair; one that was spent before ends its session."""
+    settings, tokens = settings_of(request), tokens_of(request)
     lifetime = timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS)
     refreshed = None
     if presented.token is not None:
         grace = timedelta(seconds=settings.REFRESH_GRACE_SECONDS)
         # Not the request's own transaction: a session that is ended here stays so, though the answer is an error.
-        async with transaction() as db:
-            refreshed = await crud_sessions.refresh(db, presented.token, client_of(request), lifetime, grace)
+        async with transaction(engines_of(request)) as db:
+            successor = tokens.successor(presented.token)
+            refreshed = await crud_sessions.refresh(db, presented.token, successor, client_of(request), lifetime, grace)
     audit.note(request.scope, who=refreshed and refreshed.user_id)
     if refreshed is None or refreshed.token is None:
         if refreshed is not None:
@@ -37,7 +36,7 @@ async def refresh_access_token(request: Request, response: Response, presented: 
         raise UnauthorizedError("There is no session for this refresh token: sign in again")
     set_refresh_cookie(request, response, refreshed.token, lifetime)
     answer = Token(
-        access_token=refreshed.token.access_token(refreshed.user, refreshed.issued),
+        access_token=tokens.access_token_for(refreshed.token, refreshed.user, refreshed.issued),
         token_type="bearer",  # noqa: S106
     )
     if presented.in_body:
@@ -50,7 +49,7 @@ async def logout(
     request: Request, response: Response, token: BearerToken, presented: PresentedToken, db: SessionDep
 ) -> None:
     """End the session of the access token, which may have expired, and of the refresh token; both are dead at once."""
-    named = [read_access_token(token, allow_expired=True).session] if token else []
+    named = [tokens_of(request).read(token, allow_expired=True).session] if token else []
     if presented.token is not None:
         named.append(presented.token.session)
     for session in filter(None, {*named}):

@@ -3,12 +3,11 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 from arq.jobs import JobResult, JobStatus
-from fastapi import Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.api.dependencies import TOKEN_OPTIONAL, CurrentSuperuser, OptionalUser, rate_limiter
 from app.api.exceptions import responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
-from app.core import queue
 from app.core.exceptions import (
     ConflictError,
     ForbiddenError,
@@ -17,8 +16,7 @@ from app.core.exceptions import (
     UnauthorizedError,
 )
 from app.core.models import Text
-from app.core.queue import ArqJob
-from app.core.routing import APIRouter
+from app.core.queue import ArqJob, failed_jobs, queue_of, retry_failed_job
 from app.schemas.job import FailedJobRead, Job, JobRead
 from app.schemas.user import Caller
 
@@ -37,18 +35,20 @@ _ID = re.compile(r"(?:(?P<maker>[0-9]+)-)?[0-9a-f]{32}")
     responses=responses(UnauthorizedError, RateLimitExceededError),
     openapi_extra=TOKEN_OPTIONAL,
 )
-async def create_task(message: TaskMessage, user: OptionalUser) -> Job:
+async def create_task(request: Request, message: TaskMessage, user: OptionalUser) -> Job:
     """Queue a task that takes five seconds; with a token, only its maker and superusers can read it."""
     job_id = f"{user['id']}-{uuid4().hex}" if user else uuid4().hex
+    queue = queue_of(request)
     async with queue.server.guard():
         await queue.pool.enqueue_job("sample_background_task", message, _job_id=job_id)
     return Job(id=job_id)
 
 
 @router.get("/task/{task_id}", responses=responses(UnauthorizedError, NotFoundError), openapi_extra=TOKEN_OPTIONAL)
-async def get_task(task_id: TaskId, user: OptionalUser, response: Response) -> JobRead:
+async def get_task(request: Request, task_id: TaskId, user: OptionalUser, response: Response) -> JobRead:
     """Read what the queue knows of a task, for an hour after it has run."""
     response.headers["Cache-Control"] = "private, no-store"
+    queue = queue_of(request)
     job = ArqJob(task_id, queue.pool)
     if _may_read(task_id, user):
         async with queue.server.guard():
@@ -67,10 +67,11 @@ async def get_task(task_id: TaskId, user: OptionalUser, response: Response) -> J
     response_model=PaginatedListResponse[FailedJobRead],
     responses=responses(UnauthorizedError, ForbiddenError),
 )
-async def read_failed_tasks(page: PageDep, _: CurrentSuperuser) -> dict[str, Any]:
+async def read_failed_tasks(request: Request, page: PageDep, _: CurrentSuperuser) -> dict[str, Any]:
     """List the tasks that ended badly, newest first; the newest 1,000 are kept."""
+    queue = queue_of(request)
     async with queue.server.guard():
-        jobs, total_count = await queue.failed_jobs(page.offset, page.items_per_page)
+        jobs, total_count = await failed_jobs(queue.server, page.offset, page.items_per_page)
     data = [{**vars(job), "id": job.job_id, "error": job.result, "failed_at": job.finish_time} for job in jobs]
     return paginated_response({"data": data, "total_count": total_count}, page.page, page.items_per_page)
 
@@ -79,10 +80,11 @@ async def read_failed_tasks(page: PageDep, _: CurrentSuperuser) -> dict[str, Any
     "/failed/{task_id}/retry",
     responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, ConflictError),
 )
-async def retry_failed_task(task_id: TaskId, _: CurrentSuperuser) -> Job:
+async def retry_failed_task(request: Request, task_id: TaskId, _: CurrentSuperuser) -> Job:
     """Queue a task that ended badly once more, with the same arguments and all its tries."""
+    queue = queue_of(request)
     async with queue.server.guard():
-        await queue.retry_failed_job(task_id)
+        await retry_failed_job(queue.server, task_id)
     return Job(id=task_id)
 
 

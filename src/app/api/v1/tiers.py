@@ -1,6 +1,6 @@
 from typing import Any
 
-from fastapi import Depends
+from fastapi import APIRouter, Depends
 
 from app.api.dependencies import ReaderDep, SessionDep, get_current_superuser
 from app.api.exceptions import responses
@@ -13,7 +13,6 @@ from app.core.exceptions import (
     UnauthorizedError,
 )
 from app.core.models import Message, Text
-from app.core.routing import APIRouter
 from app.crud.crud_tier import crud_tiers
 from app.crud.crud_users import crud_users
 from app.models.tier import Tier

@@ -1,7 +1,7 @@
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, Request
+from fastapi import APIRouter, Body, Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.api.dependencies import (
@@ -15,10 +15,9 @@ from app.api.dependencies import (
     limit_sign_ups,
 )
 from app.api.exceptions import responses
-from app.api.guessing import confirm_caller
 from app.api.paginated import CursorPageDep, PaginatedListResponse
-from app.core import audit
-from app.core.cache import cache, store
+from app.api.password_checks import confirm_caller
+from app.core.cache import cache, store_of
 from app.core.database import on_commit
 from app.core.exceptions import (
     DuplicateValueError,
@@ -28,9 +27,8 @@ from app.core.exceptions import (
     RateLimitExceededError,
     UnauthorizedError,
 )
+from app.core.http import audit, passwords_of
 from app.core.models import Message
-from app.core.routing import APIRouter
-from app.core.security import get_password_hash
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_users import LastSuperuserError, crud_users
 from app.models.user import User
@@ -54,10 +52,10 @@ router = APIRouter(tags=["users"])
 _CACHED = ["{username}_posts:*", "{username}_post_cache:*"]
 
 
-def _forget_former_owner(db: AsyncSession, username: str) -> None:
+def _forget_former_owner(request: Request, db: AsyncSession, username: str) -> None:
     """Who takes a name may answer before who gave it up has removed what was stored under it."""
     patterns = [pattern.format(username=username) for pattern in _CACHED]
-    on_commit(db, partial(store.remove, [], patterns), even_if_unknown=True)
+    on_commit(db, partial(store_of(request).remove, [], patterns), even_if_unknown=True)
 
 
 Confirmation = Annotated[PasswordConfirmation | None, Body(description="Once the session is no longer young")]
@@ -73,10 +71,10 @@ Confirmation = Annotated[PasswordConfirmation | None, Body(description="Once the
 async def write_user(request: Request, user: UserCreate, db: SessionDep) -> User:
     """Sign up."""
     audit.note(request.scope, who=None)
-    hashed_password = await get_password_hash(user.password)
+    hashed_password = await passwords_of(request).hash(user.password)
     internal = UserCreateInternal(**user.model_dump(exclude={"password"}), hashed_password=hashed_password)
     created = await crud_users.create(db, internal)
-    _forget_former_owner(db, created.username)
+    _forget_former_owner(request, db, created.username)
     audit.note(request.scope, who=created.id)
     return created
 
@@ -135,7 +133,7 @@ async def patch_user(
     if "email" in changes or password is not None:
         await confirm_caller(request, current_user, password, reader)
     if "username" in changes:
-        _forget_former_owner(db, changes["username"])
+        _forget_former_owner(request, db, changes["username"])
     user = await crud_users.update_one(db, changes, UserReadOwn, id=user_id, username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")

@@ -1,4 +1,4 @@
-"""What a worker adds to arq: tries with back-off, patience with an absent queue, leases on the jobs that it runs."""
+"""What our worker adds to arq: retries with back-off, waiting for an absent queue, leases on running jobs."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.core.config import RedisQueueSettings
-from app.core.queue import JobQueue
+from app.core.queue.client import JobQueue
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +33,18 @@ SettingsT = TypeVar("SettingsT", bound=type)
 JobT = TypeVar("JobT", Function, CronJob)
 
 
-# -------- tries --------
+# -------- retries --------
 LONGEST_DELAY = 3600
 _IS_RETRIED = "is_retried"
 TIME_TO_STOP = 10
-"""Seconds that a job has to end after its time-out, before arq interrupts it once more."""
+"""Seconds between a job's timeout and the moment when arq interrupts it once more."""
 
 
 def retried(delay: float) -> Callable[[SettingsT], SettingsT]:
-    """Make what a `WorkerSettings` names run `max_tries` times, `job_timeout` seconds each, before it has failed.
+    """Retry the jobs of a `WorkerSettings` up to `max_tries` times, each for `job_timeout` seconds at most.
 
-    Between the tries lie `delay` seconds, doubled each time. Each job may have tries and a time-out of its own, with
-    `arq.func` or `arq.cron`; cron jobs have one try unless they say otherwise.
+    The first pause is `delay` seconds; each further one is twice as long. `arq.func` and `arq.cron` give a job tries
+    and a timeout of its own; cron jobs have one try by default.
     """
 
     def decorate(settings: SettingsT) -> SettingsT:
@@ -66,7 +66,7 @@ def retried(delay: float) -> Callable[[SettingsT], SettingsT]:
 
 
 def _with_policy(job: JobT, *, timeout: float, tries: int, delay: float) -> JobT:
-    if _IS_RETRIED in vars(job.coroutine):  # taken over from the settings of another worker
+    if _IS_RETRIED in vars(job.coroutine):  # inherited from the settings of another worker
         return job
     own_timeout = timeout if job.timeout_s is None else job.timeout_s
     own_tries = tries if job.max_tries is None else job.max_tries
@@ -74,14 +74,14 @@ def _with_policy(job: JobT, *, timeout: float, tries: int, delay: float) -> JobT
         job,
         coroutine=_tried(job.coroutine, own_timeout, own_tries, delay),
         timeout_s=own_timeout + TIME_TO_STOP,
-        # arq also counts the runs that ended with their worker, which the job itself is not to blame for.
+        # arq counts runs that were lost with their worker, too; those must not use up the tries of the job.
         max_tries=max(own_tries, tries),
         keep_result_s=None if job.keep_result_s is None else _shortly(job.keep_result_s),
     )
 
 
 def _shortly(seconds: float) -> float:
-    """A result that is not kept at all would not be seen to be a failure either."""
+    """The time to keep a result: never 0, since a failed job is recognised when its result is stored."""
     return seconds or 0.001
 
 
@@ -117,9 +117,9 @@ async def _in_time(run: Awaitable[T], timeout: float) -> T:  # noqa: ASYNC109
         raise
 
 
-# -------- patience --------
+# -------- waiting for the queue --------
 class _PatientRetry(CommandRetry):
-    """Repeats a command for as long as its server is away and the worker is not stopped, and says so."""
+    """Repeats a command while its server is away and the worker is not stopped; logs each outage once."""
 
     worker: ClassVar[asyncio.Task[Any] | None] = None
 
@@ -128,7 +128,7 @@ class _PatientRetry(CommandRetry):
 
     async def call_with_retry(self, do: Callable[[], Awaitable[T]], fail: Callable[[RedisError], Any]) -> T:
         told = False
-        if self.worker is None:  # the first to ask for anything is arq's main task
+        if self.worker is None:  # the first command comes from arq's main task
             _PatientRetry.worker = asyncio.current_task()
 
         async def fail_and_tell(error: RedisError) -> None:
@@ -144,7 +144,7 @@ class _PatientRetry(CommandRetry):
 
 
 class _PatientPool(ConnectionPool):
-    """Also waits for a server that accepts connections and then says nothing."""
+    """Also waits for a server that accepts connections and does not answer."""
 
     async def ensure_connection(self, connection: Any) -> None:
         attempt = partial(super().ensure_connection, connection)
@@ -156,7 +156,7 @@ def _password(settings: RedisQueueSettings) -> str | None:
 
 
 def patient_queue(settings: RedisQueueSettings) -> JobQueue:
-    """The queue for a worker, which waits for its server as long as it takes, but for no single answer."""
+    """The queue for a worker: it waits for its server as long as needed, but for each answer only the timeout."""
     return JobQueue(
         _PatientPool(
             host=settings.REDIS_QUEUE_HOST,
@@ -187,12 +187,12 @@ def queue_address(settings: RedisQueueSettings) -> RedisSettings:
 class JobLeases:
     """Lets the job of a killed worker run again after `SECONDS`, however long jobs may take.
 
-    arq marks a running job for as long as the longest may run; here the mark is short and renewed while we are alive.
+    arq marks a running job until the longest timeout is over; here the mark is short, and renewed while we run.
     """
 
     SECONDS = 30
     AT_ONCE = 1000
-    """More than the jobs at the head of the queue that arq looks at."""
+    """More jobs than arq reads from the head of the queue."""
 
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
@@ -214,7 +214,7 @@ class JobLeases:
             try:
                 await self._renew()
             except RedisError:
-                logger.exception("the marks of running jobs were not renewed")
+                logger.exception("leases of running jobs not renewed")
             await asyncio.sleep(self.SECONDS / 3)
 
     async def _renew(self) -> None:
@@ -231,7 +231,7 @@ class JobLeases:
 
 # -------- log --------
 def hide_arguments(record: logging.LogRecord) -> bool:
-    """A filter of arq's log: the line about a job that starts has its arguments, which may be secrets."""
+    """Remove the arguments from the log line of a job that starts (a logging filter): they may be secrets."""
     if "→" in str(record.msg) and isinstance(record.args, tuple):
         seconds, job, _, *rest = record.args
         record.args = (seconds, job, "…", *rest)

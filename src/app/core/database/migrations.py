@@ -9,30 +9,37 @@ from sqlalchemy import Connection, inspect
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.core.config import SRC, settings
-from app.core.database import Base, database_url, engine
+from app.core.config import SRC
+from app.core.database.base import Base
+from app.core.database.engines import Engines, database_url, default_engines
 from app.core.exceptions import DatabaseUnavailableError
-from app.core.postgres import connect
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
-_CONNECT = {"async_creator_fn": connect, "timeout": settings.POSTGRES_CONNECT_TIMEOUT}
 
 
-async def migrate() -> None:
+async def migrate(engines: Engines = default_engines) -> None:
     """Run `alembic upgrade head`; several processes may do so at once, `migrations/env.py` takes a lock."""
-    patient_engine = create_async_engine(database_url(), poolclass=NullPool, connect_args=_CONNECT)
-    async with patient_engine.connect() as connection:
+    # Without the engines' statement and lock timeouts: a migration may take long.
+    engine = create_async_engine(
+        database_url(engines.settings),
+        poolclass=NullPool,
+        connect_args={
+            "async_creator_fn": engines.server.connect,
+            "timeout": engines.settings.POSTGRES_CONNECT_TIMEOUT,
+        },
+    )
+    async with engine.connect() as connection:
         await connection.run_sync(_upgrade)
         await connection.commit()
 
 
-async def create_missing_tables() -> None:
+async def create_missing_tables(engines: Engines = default_engines) -> None:
     """Migrate a database that has none of our tables; leave any other as it is."""
-    async with engine.connect() as connection:
+    async with engines.write.connect() as connection:
         tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
     if Base.metadata.tables.keys().isdisjoint(tables):
-        await migrate()
+        await migrate(engines)
 
 
 def _upgrade(connection: Connection) -> None:
@@ -41,13 +48,13 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-async def migrate_when_reachable() -> None:
-    """Migrate as soon as the database answers. A mistake in a migration is logged until it is mended."""
+async def migrate_when_reachable(engines: Engines) -> None:
+    """Migrate as soon as the database answers. A failing migration is logged and retried until it works."""
     while True:
         try:
-            return await migrate()
+            return await migrate(engines)
         except DatabaseUnavailableError:
             pass
-        except Exception:  # whatever a migration raises: this task must live until it is mended
+        except Exception:  # whatever a migration raises: this task lives on
             logger.exception("migrations failed")
         await asyncio.sleep(RETRY_SECONDS)

@@ -1,0 +1,137 @@
+"""`@cache`: GET endpoints answer with stored bytes, other endpoints remove them once their change is committed."""
+
+import functools
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, ParamSpec, cast
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute, serialize_response
+
+from app.core.cache.options import CacheOptions
+from app.core.cache.store import MAX_ANSWER_BYTES, CacheStore, store_of
+from app.core.database import on_commit, session_of
+from app.core.exceptions import RedisUnavailableError
+
+P = ParamSpec("P")
+
+# Notes in the scope of a request, for `CachedRoute`.
+KEY = "app.cache.key"
+LEASE = "app.cache.lease"
+_NOT_STORED = "app.cache.not_stored"
+
+
+def cache(
+    key_prefix: str,
+    resource_id_name: str | None = None,
+    expiration: int = 3600,
+    resource_id_type: type = int,
+    to_invalidate_extra: Mapping[str, str] | None = None,
+    pattern_to_invalidate_extra: Iterable[str] | None = None,
+) -> Callable[[Callable[P, Awaitable[Any]]], Callable[P, Awaitable[Any]]]:
+    """Cache a GET endpoint's answer for `expiration` seconds under `"{key_prefix}:{resource id}"`.
+
+    On any other endpoint: remove that key, those of `to_invalidate_extra` (prefix: id) and those that match
+    `pattern_to_invalidate_extra`, after the commit of the request's session. `{name}` in any of
+    them stands for an argument. Raises CacheIdentificationInferenceError and InvalidRequestError on wrong use.
+    """
+
+    def decorator(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
+        options = CacheOptions(
+            endpoint,
+            key_prefix,
+            resource_id_name,
+            resource_id_type,
+            to_invalidate_extra or {},
+            pattern_to_invalidate_extra or (),
+            expiration,
+        )
+
+        @functools.wraps(endpoint)
+        async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+            request = cast(Request, kwargs[options.request_name])
+            options.check_method(request.method)
+            store = store_of(request)
+            if not store.is_open:
+                return await endpoint(*args, **kwargs)
+            if request.method == "GET":
+                call = functools.partial(endpoint, *args, **kwargs)
+                return await _serve(store, options.key(kwargs), expiration, request, call)
+            answer = await endpoint(*args, **kwargs)
+            remove = functools.partial(store.remove, options.keys(kwargs), options.patterns(kwargs))
+            session = session_of(request)
+            if session is None:
+                await remove()
+            else:
+                on_commit(session, remove, even_if_unknown=True)
+            return answer
+
+        wrapper.cache_options = options  # type: ignore[attr-defined]  # read by `cache_options`
+        return wrapper
+
+    return decorator
+
+
+def cache_options(route: APIRoute) -> CacheOptions | None:
+    """The options of the `@cache` on the route's endpoint, or None."""
+    options = getattr(route.endpoint, "cache_options", None)
+    return options if isinstance(options, CacheOptions) else None
+
+
+def do_not_store(request: Request) -> None:
+    """Leave the answer of this request to an endpoint with `@cache` unstored: an empty page, for example."""
+    request.scope[_NOT_STORED] = True
+
+
+async def look_up(store: CacheStore, key: str, expiration: int) -> tuple[bytes | None, bytes]:
+    """Return the stored answer or None, and the lease under which one may be stored: empty without a usable cache."""
+    lease = store.new_lease()
+    try:
+        return await store.fetch(key, lease, expiration), lease
+    except RedisUnavailableError:
+        return None, b""
+
+
+def stored_response(body: bytes, status: int) -> Response:
+    return Response(body, status, media_type="application/json")
+
+
+async def _serve(
+    store: CacheStore, key: str, expiration: int, request: Request, endpoint: Callable[[], Awaitable[Any]]
+) -> Any:
+    if LEASE in request.scope:  # `CachedRoute` has looked already
+        body, lease = None, request.scope[LEASE]
+    else:
+        body, lease = await look_up(store, key, expiration)
+    if not lease:
+        return await endpoint()
+    if body is None:
+        body = b""
+        try:
+            answer = await endpoint()
+            if isinstance(answer, Response):
+                return answer
+            body = await _render(request, answer)
+        finally:
+            is_kept = len(body) <= MAX_ANSWER_BYTES and _NOT_STORED not in request.scope
+            await store.store(key, lease, body if is_kept else b"", expiration)
+    request.scope[KEY] = key
+    return stored_response(body, cast(APIRoute, request.scope["route"]).status_code or 200)
+
+
+async def _render(request: Request, answer: Any) -> bytes:
+    """Validate and encode an answer as FastAPI does for the route."""
+    route = cast(APIRoute, request.scope["route"])
+    # FastAPI types its own field as always there; it is None without a response model.
+    body: Any = await serialize_response(
+        field=route.response_field,
+        response_content=answer,
+        include=route.response_model_include,
+        exclude=route.response_model_exclude,
+        by_alias=route.response_model_by_alias,
+        exclude_unset=route.response_model_exclude_unset,
+        exclude_defaults=route.response_model_exclude_defaults,
+        exclude_none=route.response_model_exclude_none,
+        dump_json=True,
+    )
+    return body if isinstance(body, bytes) else bytes(JSONResponse(body).body)

@@ -1,0 +1,30 @@
+"""The database: `base` (models), `engines` over `pool` and `server` (connections), `errors` (SQLSTATE to exception),
+`reader` with `prepared` (reads without a transaction), `session` (units of work), `dependencies` (what endpoints
+declare) and `migrations`.
+"""
+
+from app.core.database.base import Base
+from app.core.database.dependencies import ReaderDep, SessionDep, async_get_db, get_reader, session_of
+from app.core.database.engines import Engines, database_url, default_engines, engines_of
+from app.core.database.prepared import BUILT_ONCE
+from app.core.database.reader import Database, Reader, fetch_all
+from app.core.database.session import on_commit, transaction
+
+__all__ = [
+    "BUILT_ONCE",
+    "Base",
+    "Database",
+    "Engines",
+    "Reader",
+    "ReaderDep",
+    "SessionDep",
+    "async_get_db",
+    "database_url",
+    "default_engines",
+    "engines_of",
+    "fetch_all",
+    "get_reader",
+    "on_commit",
+    "session_of",
+    "transaction",
+]

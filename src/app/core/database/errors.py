@@ -1,0 +1,84 @@
+"""Turns PostgreSQL's errors into those of `app.core.exceptions`, by SQLSTATE, and removes row values from them."""
+
+from typing import Any, cast
+
+import asyncpg
+from sqlalchemy import UniqueConstraint
+from sqlalchemy.engine import ExceptionContext
+
+from app.core.database.base import Base
+from app.core.database.server import PostgresServer
+from app.core.exceptions import (
+    AppError,
+    DatabaseUnavailableError,
+    DuplicateValueError,
+    InvalidValueError,
+    MissingReferenceError,
+    StillReferencedError,
+)
+
+# SQLSTATEs of temporary failures, besides the classes 08 (connection) and 53 (resources):
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_TEMPORARY = {
+    "25006",  # the server became a read-only standby
+    "40001",  # serialization failure
+    "40P01",  # deadlock
+    "42P01",  # a table is missing: the migrations have not run yet
+    "55P03",  # lock timeout
+    "57014",  # statement timeout
+    "57P01",  # administrator shutdown
+    "57P02",  # crash of another server process
+    "57P03",  # the server is starting up
+}
+
+
+def translate_error(server: PostgresServer, context: ExceptionContext) -> None:
+    """Raise the matching error of ours (event `handle_error`); any other error passes unchanged."""
+    original = context.original_exception
+    if isinstance(original, TimeoutError):
+        # The client has given up while the server may still run the statement: nobody else may get this connection,
+        # and closing it must not wait.
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+        if context.connection is not None:
+            cast(Any, context.connection.connection.driver_connection).terminate()
+            server.mark_silent(original)
+    cause = original.__cause__ or original
+    if getattr(cause, "detail", None):
+        _remove_row_values(context, cause)
+    translated = translated_error(
+        cause,
+        is_disconnect=context.is_disconnect,
+        is_delete=getattr(context.execution_context, "isdelete", False),
+    )
+    if translated is not None:
+        raise translated from cause
+
+
+def translated_error(cause: BaseException, *, is_disconnect: bool, is_delete: bool) -> AppError | None:
+    """Return the error of ours for a driver's error, or None. `is_delete` tells the two foreign-key errors apart."""
+    state: str = getattr(cause, "sqlstate", None) or ""
+    if is_disconnect or state in _TEMPORARY or state.startswith(("08", "53")):
+        return DatabaseUnavailableError()
+    if state == "23505":
+        return DuplicateValueError(_duplicate_columns(getattr(cause, "constraint_name", None)))
+    if state in {"23001", "23503"}:
+        return StillReferencedError() if is_delete else MissingReferenceError()
+    if state.startswith("22") or state in {"23502", "23514"} or isinstance(cause, asyncpg.DataError):
+        return InvalidValueError()
+    return None
+
+
+def _remove_row_values(context: ExceptionContext, cause: Any) -> None:
+    """Remove PostgreSQL's DETAIL, which quotes row values such as a password's hash: errors are logged."""
+    cause.detail = None
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None:
+            error.args = tuple(str(part).partition("\nDETAIL:")[0] for part in error.args)
+
+
+def _duplicate_columns(constraint_name: str | None) -> str | None:
+    for table in Base.metadata.tables.values():
+        for constraint in table.constraints:
+            if isinstance(constraint, UniqueConstraint) and constraint.name == constraint_name:
+                return f"{' and '.join(column.name for column in constraint.columns)} already taken".capitalize()
+    return None

@@ -1,0 +1,90 @@
+"""The unit of work: one transaction, and the callbacks that run after its commit."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.database.engines import Engines, default_engines
+from app.core.exceptions import DatabaseUnavailableError
+
+logger = logging.getLogger(__name__)
+
+AfterCommit = Callable[[], Awaitable[None]]
+_AFTER_COMMIT = "after_commit"
+_SETTLE_SECONDS = 0.2  # between two checks whether a commit with an unknown outcome is over
+_OLDEST_TRANSACTION = text(
+    "SELECT now(), min(xact_start) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND application_name = 'app' AND pid <> pg_backend_pid()"
+)
+
+
+@asynccontextmanager
+async def transaction(engines: Engines = default_engines) -> AsyncIterator[AsyncSession]:
+    """Open a unit of work: commit at the end, roll back on any exception, then run the after-commit callbacks."""
+    try:
+        async with engines.session() as db:
+            yield db
+            commit = asyncio.create_task(_commit(db, engines))
+            try:
+                await asyncio.shield(commit)
+            except asyncio.CancelledError:  # a cancelled request must not stop between the commit and its callbacks
+                while not commit.done():
+                    with contextlib.suppress(asyncio.CancelledError):  # nor when it is cancelled again
+                        await asyncio.wait([commit])
+                raise
+    except PoolTimeoutError as error:
+        raise DatabaseUnavailableError from error
+
+
+def on_commit(db: AsyncSession, callback: AfterCommit, *, even_if_unknown: bool = False) -> None:
+    """Call `callback` when `db` has committed, before the response leaves; never after a rollback.
+
+    `even_if_unknown`: also when the connection was lost during COMMIT, so that the outcome is unknown; then a second
+    time when the outcome is decided.
+    """
+    db.info.setdefault(_AFTER_COMMIT, []).append((callback, even_if_unknown))
+
+
+async def _commit(db: AsyncSession, engines: Engines) -> None:
+    try:
+        await db.commit()
+    except BaseException as error:  # the server may have committed, although its answer did not arrive
+        callbacks = [callback for callback, even_if_unknown in db.info.pop(_AFTER_COMMIT, []) if even_if_unknown]
+        await _call(callbacks)
+        if callbacks and isinstance(error, DatabaseUnavailableError):
+            again = asyncio.create_task(_call_when_settled(callbacks, engines))
+            engines.background.add(again)
+            again.add_done_callback(engines.background.discard)
+        raise
+    await _call([callback for callback, _ in db.info.pop(_AFTER_COMMIT, [])])
+
+
+async def _call_when_settled(callbacks: Sequence[AfterCommit], engines: Engines) -> None:
+    """Call once every transaction that had begun is over: the server may commit one after the client gave up."""
+    since = None
+    while True:
+        try:
+            async with engines.write.connect() as connection:
+                now, oldest = (await connection.execute(_OLDEST_TRANSACTION)).one()
+        except (DatabaseUnavailableError, PoolTimeoutError):
+            pass
+        else:
+            since = since or now
+            if oldest is None or oldest > since:
+                break
+        await asyncio.sleep(_SETTLE_SECONDS)
+    await _call(callbacks)
+
+
+async def _call(callbacks: Sequence[AfterCommit]) -> None:
+    for callback in callbacks:
+        try:
+            await callback()
+        except Exception:  # the data is saved: a failing callback must not turn the answer into an error
+            logger.exception("after-commit callback failed")

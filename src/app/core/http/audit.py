@@ -1,0 +1,62 @@
+"""One log event for each request that changes something or uses a superuser's rights: who, what, from where."""
+
+import logging
+from typing import Any
+
+from fastapi.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.core.config import AppSettings
+from app.core.http.client_address import client_address
+
+logger = logging.getLogger("app.audit")
+
+_NOTES = "app.audit"
+_RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+_READING = {"GET", "HEAD", "OPTIONS"}
+
+
+def note(scope: Scope, **values: Any) -> None:
+    """Add values to the event of this request; `who` and `superuser=True` have a meaning, other names are free.
+
+    Never a secret, a token or a hash. A later value replaces an earlier one of the same name.
+    """
+    if reserved := values.keys() & _RESERVED:
+        raise ValueError(f"log records have {', '.join(sorted(reserved))} already: choose another name")
+    scope[_NOTES].update(values)
+
+
+class AuditLog:
+    """Writes the event once the request is over; its `status` is None when nothing was answered."""
+
+    def __init__(self, app: ASGIApp, settings: AppSettings) -> None:
+        self.app = app
+        self.settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        notes: dict[str, Any] = {}
+        scope[_NOTES] = notes
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        method: str = scope["method"]
+        status: int | None = None
+
+        async def send_and_note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note_status)
+        finally:
+            if notes and (method not in _READING or notes.get("superuser") is True):
+                values = {
+                    "who": None,
+                    "address": client_address(HTTPConnection(scope), self.settings),
+                    "method": method,
+                    "path": scope["path"],
+                    "status": status,
+                }
+                logger.info(getattr(scope.get("route"), "name", "request"), extra={**values, **notes})

@@ -1,0 +1,92 @@
+"""What every request carries: the objects of its application, an id, and the headers of its response."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from fastapi.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.core.config import ClientSideCacheSettings, EnvironmentOption, Settings, WebSecuritySettings
+from app.core.logger import request_id
+from app.core.security import PasswordHasher, TokenSigner
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_RESPONSE_HEADERS = "app.response_headers"
+_SETTINGS = "app.settings"
+PASSWORDS = "app.passwords"
+TOKENS = "app.tokens"
+
+
+def settings_of(connection: HTTPConnection) -> Settings:
+    """The settings of the application that got this request."""
+    return cast(Settings, connection.scope[_SETTINGS])
+
+
+def passwords_of(connection: HTTPConnection) -> PasswordHasher:
+    """The password hasher of the application that got this request."""
+    return cast(PasswordHasher, connection.scope[PASSWORDS])
+
+
+def tokens_of(connection: HTTPConnection) -> TokenSigner:
+    """The token signer of the application that got this request."""
+    return cast(TokenSigner, connection.scope[TOKENS])
+
+
+def add_response_headers(scope: Scope, headers: Mapping[str, str]) -> None:
+    """Send these with whatever response the request gets, errors included."""
+    scope[_RESPONSE_HEADERS].extend((name.lower().encode(), value.encode()) for name, value in headers.items())
+
+
+def route_template(connection: HTTPConnection) -> str:
+    """The path of the matched route, with its prefixes and with `{names}` in place of values."""
+    # FastAPI keeps an included route without its prefix, and the path with it only in this entry of the scope.
+    included = connection.scope.get("fastapi", {}).get("effective_route_context")
+    template: str = (included or connection.scope["route"]).path
+    return template
+
+
+class RequestContext:
+    """Puts the settings and `resources` (the objects of one application, by scope key) into the scope, gives the
+    request an id, and adds the security headers to its response.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, resources: Mapping[str, Any]) -> None:
+        self.app = app
+        self.scope_values = {**resources, _SETTINGS: settings}
+        self.headers = [
+            (b"x-content-type-options", b"nosniff"),
+            (b"x-frame-options", b"DENY"),
+            (b"referrer-policy", b"no-referrer"),
+        ]
+        if isinstance(settings, WebSecuritySettings) and settings.ENVIRONMENT is not EnvironmentOption.LOCAL:
+            self.headers.append((b"strict-transport-security", b"max-age=%d" % settings.HSTS_MAX_AGE))
+        self.is_cacheable = isinstance(settings, ClientSideCacheSettings)
+        if self.is_cacheable:
+            self.headers.append((b"vary", b"Authorization"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        identity = _identity(scope)
+        request_id.set(identity.decode())
+        extra = [*self.headers, (b"x-request-id", identity)]
+        # A copy: the server's own scope stays as it was.
+        scope = {**scope, **self.scope_values, _RESPONSE_HEADERS: extra}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message["headers"] = [*message.get("headers", ()), *extra]
+                if self.is_cacheable and not any(name == b"cache-control" for name, _ in headers):
+                    headers.append((b"cache-control", b"private, no-store"))
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def _identity(scope: Scope) -> bytes:
+    """The client's `X-Request-ID` where it is safe to log, else a random one."""
+    given: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()

@@ -1,0 +1,60 @@
+"""Answers unexpected errors without closing the connection.
+
+Starlette's ServerErrorMiddleware raises the error again for the server, which then closes the connection: the next
+request that a client has sent on it would fail as well.
+"""
+
+import inspect
+import logging
+
+from fastapi import Request
+from fastapi.exceptions import ValidationException
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.core.logger import request_id
+
+logger = logging.getLogger(__name__)
+
+
+class UnexpectedErrors:
+    """Logs an unexpected error and answers with the handler that is registered for `Exception` or 500, or with 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception as error:
+            _remove_input(error)
+            if has_begun:
+                raise
+            logger.exception("unhandled error", extra={"method": scope["method"], "path": scope["path"]})
+            handlers = scope["app"].exception_handlers
+            handler = handlers.get(500) or handlers.get(Exception)
+            if handler is None:
+                response = JSONResponse({"detail": "Internal server error", "request_id": request_id.get()}, 500)
+            elif inspect.iscoroutinefunction(handler):
+                response = await handler(Request(scope), error)
+            else:
+                response = await run_in_threadpool(handler, Request(scope), error)
+            await response(scope, receive, send)
+
+
+def _remove_input(error: Exception) -> None:
+    """Remove the values that FastAPI quotes from an invalid response, such as a password's hash: errors are logged."""
+    if isinstance(error, ValidationException):
+        for item in error.errors():
+            item.pop("input", None)

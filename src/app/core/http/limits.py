@@ -1,0 +1,73 @@
+"""Limits of one request: the size of its body and the time that it may take."""
+
+import asyncio
+import logging
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+
+class BodyLimit:
+    """Answers 413 to bodies of more than `max_bytes`.
+
+    FastAPI's `max_body_size` checks the announced length only when the body is read, and then answers in plain text
+    outside all other middleware.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.detail = f"The body is too large: send no more than {max_bytes} bytes"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if announced.isdigit() and int(announced) > self.max_bytes:
+            await JSONResponse({"detail": self.detail}, 413)(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_and_count() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise HTTPException(413, self.detail)
+            return message
+
+        await self.app(scope, receive_and_count, send)
+
+
+class RequestTimeout:
+    """Ends a request after `seconds`: with 503, or by an error when the response has begun."""
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self.app = app
+        self.seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        deadline = asyncio.timeout(self.seconds)
+        try:
+            async with deadline:
+                await self.app(scope, receive, send_and_note)
+        except Exception:  # the cancellation may have become any error on its way
+            if has_begun or not deadline.expired():
+                raise
+            logger.warning("request timed out", extra={"method": scope["method"], "path": scope["path"]})
+            detail = "The request took too long: try again, with less at once or later"
+            await JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})(scope, receive, send)

@@ -1,0 +1,29 @@
+"""The job queue: `client` (enqueue, look up) over `pipeline` and `serialization`, `failed_jobs`, and `worker` (what a
+worker process adds to arq). `pool` is the documented global: the queue of the application started first.
+"""
+
+from typing import Any
+
+from app.core.queue.client import ArqJob, JobQueue, QueueClient, default_pool, queue_of
+from app.core.queue.failed_jobs import failed_jobs, retry_failed_job
+from app.core.queue.serialization import deserialize, serialize
+
+__all__ = [
+    "ArqJob",
+    "JobQueue",
+    "QueueClient",
+    "deserialize",
+    "failed_jobs",
+    "pool",
+    "queue_of",
+    "retry_failed_job",
+    "serialize",
+]
+
+pool: JobQueue
+
+
+def __getattr__(name: str) -> Any:
+    if name == "pool":
+        return default_pool()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

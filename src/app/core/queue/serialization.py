@@ -1,0 +1,19 @@
+"""How jobs and results travel: as JSON, never as pickle, which would run the code of anybody who can write to Redis."""
+
+import json
+from typing import Any
+
+
+def serialize(value: Any) -> bytes:
+    """Encode a job or a result; an exception becomes its class and message."""
+    return json.dumps(value, default=_encode).encode()
+
+
+def deserialize(data: bytes) -> Any:
+    return json.loads(data)
+
+
+def _encode(value: Any) -> str:
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {value}"
+    raise TypeError(f"{type(value).__name__} cannot travel through the queue: pass what JSON knows")

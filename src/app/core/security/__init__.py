@@ -1,0 +1,16 @@
+"""Secrets: `hashing` (of passwords), `passwords` (the rule for new ones), `tokens` (access and refresh tokens)."""
+
+from app.core.security.hashing import PasswordHasher
+from app.core.security.passwords import MAX_PASSWORD_LENGTH, weakness
+from app.core.security.tokens import AccessToken, RefreshToken, TokenSigner, hash_of, new_secret
+
+__all__ = [
+    "MAX_PASSWORD_LENGTH",
+    "AccessToken",
+    "PasswordHasher",
+    "RefreshToken",
+    "TokenSigner",
+    "hash_of",
+    "new_secret",
+    "weakness",
+]
