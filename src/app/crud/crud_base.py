@@ -4,11 +4,12 @@ is over; to go on in it, write inside `async with db.begin_nested():`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, cast
 
 from pydantic import BaseModel
 from sqlalchemy import ClauseElement, ColumnElement, CursorResult, Update, delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from typing_extensions import TypeVar
 
 from app.core.database import Base, Database, fetch_all
 from app.core.exceptions import UnknownFilterError
@@ -32,14 +33,18 @@ from app.crud.helper import (
 ModelT = TypeVar("ModelT", bound=Base)
 CreateT = TypeVar("CreateT", bound=BaseModel)
 UpdateT = TypeVar("UpdateT", bound=BaseModel)
-UpdateInternalT = TypeVar("UpdateInternalT", bound=BaseModel)
-DeleteT = TypeVar("DeleteT", bound=BaseModel)
+UpdateInternalT = TypeVar("UpdateInternalT", bound=BaseModel, default=UpdateT)
+DeleteT = TypeVar("DeleteT", bound=BaseModel, default=BaseModel)
 
 Schema = type[BaseModel] | Sequence[str]
 
 
 class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
-    """Queries on one model; filters are `column=value`, all of which must hold (`None` is SQL's NULL)."""
+    """Queries on one model; filters are `column=value`, all of which must hold (`None` is SQL's NULL).
+
+    Name the last two parameters only where they differ: `UpdateInternalT` is `UpdateT` by default, and `DeleteT` is
+    part of the interface, but no method takes one.
+    """
 
     def __init__(self, model: type[ModelT]) -> None:
         self.model = model

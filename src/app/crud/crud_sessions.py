@@ -14,14 +14,7 @@ from app.crud.helper import columns_of, known
 from app.models.password_reset import PasswordReset
 from app.models.session import Session
 from app.models.user import User
-from app.schemas.session import (
-    Client,
-    SessionCreateInternal,
-    SessionDelete,
-    SessionRead,
-    SessionUpdate,
-    SessionUpdateInternal,
-)
+from app.schemas.session import Client, SessionCreateInternal, SessionRead, SessionUpdateInternal
 
 _SESSION_KEYS = tuple(name for name in SessionRead.model_fields if name in columns_of(Session))
 _LIVING = (Session.user_id == bindparam("user_id"), Session.expires_at > func.now())
@@ -50,7 +43,7 @@ class Refreshed:
     issued: datetime
 
 
-class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, SessionUpdateInternal, SessionDelete]):
+class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdateInternal]):
     async def start(
         self, db: AsyncSession, user_id: int, client: Client, lifetime: timedelta
     ) -> tuple[Session, RefreshToken]:

@@ -14,7 +14,7 @@ from app.models.password_reset import PasswordReset
 from app.models.rate_limit import RateLimit
 from app.models.session import Session
 from app.models.user import User
-from app.schemas.user import Caller, UserCreateInternal, UserDelete, UserUpdate, UserUpdateInternal
+from app.schemas.user import Caller, UserCreateInternal, UserUpdate
 
 
 def _select_caller(*session: ColumnElement[Any]) -> Select[Any]:
@@ -51,7 +51,7 @@ class LastSuperuserError(ConflictError):
     detail = "The last superuser cannot be deleted: make another one first"
 
 
-class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal, UserDelete]):
+class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
     async def get_caller(self, db: Database, uuid: UUID, path: str, session: UUID | None = None) -> Caller | None:
         """Return the living user whom a token names, with the rate limit of their tier for a sanitized path; with the
         uuid of a session, only while that lives.

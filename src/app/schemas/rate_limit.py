@@ -1,4 +1,3 @@
-from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
@@ -61,11 +60,3 @@ class RateLimitUpdate(InputSchema):
     limit: Limit | MISSING = MISSING
     period: Period | MISSING = MISSING
     name: LimitName | MISSING = MISSING
-
-
-class RateLimitUpdateInternal(RateLimitUpdate):
-    updated_at: datetime
-
-
-class RateLimitDelete(BaseModel):
-    pass

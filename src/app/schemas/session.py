@@ -36,10 +36,6 @@ class SessionCreateInternal(BaseModel):
     address: str
 
 
-class SessionUpdate(InputSchema):
-    pass
-
-
 class SessionUpdateInternal(BaseModel):
     refresh_hash: str
     spent_hash: str
@@ -47,10 +43,6 @@ class SessionUpdateInternal(BaseModel):
     expires_at: datetime
     user_agent: str
     address: str
-
-
-class SessionDelete(BaseModel):
-    pass
 
 
 class RefreshTokenBody(InputSchema):

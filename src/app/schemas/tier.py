@@ -33,11 +33,3 @@ class TierCreateInternal(TierBase):
 
 class TierUpdate(InputSchema):
     name: TierName | MISSING = MISSING
-
-
-class TierUpdateInternal(TierUpdate):
-    updated_at: datetime
-
-
-class TierDelete(BaseModel):
-    pass

@@ -2,7 +2,7 @@ from datetime import datetime
 from typing import Annotated, Self, TypedDict
 from uuid import UUID
 
-from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl, normalized_email
@@ -96,22 +96,10 @@ class UserUpdate(InputSchema):
     current_password: CurrentPassword | MISSING = MISSING
 
 
-class UserUpdateInternal(UserUpdate):
-    hashed_password: str
-    updated_at: datetime
-
-
 class UserTierUpdate(InputSchema):
     """`null` takes the user out of every tier."""
 
     tier_id: Annotated[RowId, JsonNumber] | None
-
-
-class UserDelete(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    is_deleted: bool
-    deleted_at: datetime
 
 
 class Caller(TypedDict):
