@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from app.core.database import Base, Database, fetch_all
 from app.core.exceptions import UnknownFilterError
 from app.core.models import now
-from app.crud.helper import (
+from app.crud.statements import (
     Columns,
     columns_of,
     columns_to_select,

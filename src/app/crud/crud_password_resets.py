@@ -6,7 +6,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.models import now
-from app.crud.helper import known
+from app.crud.statements import known
 from app.models.password_reset import PasswordReset
 
 

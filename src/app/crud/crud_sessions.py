@@ -10,7 +10,7 @@ from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.models import now
 from app.core.security import RefreshToken, hash_of, new_secret
 from app.crud.crud_base import CRUDBase
-from app.crud.helper import columns_of, known
+from app.crud.statements import columns_of, known
 from app.models.password_reset import PasswordReset
 from app.models.session import Session
 from app.models.user import User

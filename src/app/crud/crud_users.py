@@ -9,7 +9,7 @@ from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.exceptions import ConflictError
 from app.core.models import now
 from app.crud.crud_base import CRUDBase
-from app.crud.helper import Lookup, Shape, columns_of, conditions, shape_of
+from app.crud.statements import Lookup, Shape, columns_of, conditions, shape_of
 from app.models.password_reset import PasswordReset
 from app.models.rate_limit import RateLimit
 from app.models.session import Session

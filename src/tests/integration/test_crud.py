@@ -19,7 +19,7 @@ from app.crud.crud_posts import crud_posts
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
 from app.crud.crud_users import crud_users
-from app.crud.helper import Lookup
+from app.crud.statements import Lookup
 from app.models.post import Post
 from app.models.tier import Tier
 from app.models.user import User
