@@ -6,7 +6,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.models import now
-from app.crud.statements import known
+from app.crud.statements import literal_limit
 from app.models.password_reset import PasswordReset
 
 
@@ -22,7 +22,7 @@ class CRUDPasswordReset:
     async def purge(self, db: AsyncSession, limit: int) -> int:
         """Remove what has expired, `limit` rows at most; return how many there were."""
         expired = select(PasswordReset.user_id).where(PasswordReset.expires_at <= now())
-        oldest = expired.order_by(PasswordReset.expires_at).limit(known(limit))
+        oldest = expired.order_by(PasswordReset.expires_at).limit(literal_limit(limit))
         statement = delete(PasswordReset).where(PasswordReset.user_id.in_(oldest))
         return cast("CursorResult[Any]", await db.execute(statement)).rowcount
 

@@ -10,7 +10,7 @@ from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.models import now
 from app.core.security import RefreshToken, hash_of, new_secret
 from app.crud.crud_base import CRUDBase
-from app.crud.statements import columns_of, known
+from app.crud.statements import columns_of, literal_limit
 from app.models.password_reset import PasswordReset
 from app.models.session import Session
 from app.models.user import User
@@ -126,9 +126,11 @@ class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdateInternal
         expired = select(Session.id).where(Session.expires_at <= moment).order_by(Session.expires_at)
         # Apart from the others: a session that is named twice would be one of `limit`, and one fewer would go.
         of_user = select(Session.id).where(Session.user_id == User.id, Session.expires_at > moment)
-        unexpired = of_user.limit(known(limit)).lateral()
+        unexpired = of_user.limit(literal_limit(limit)).lateral()
         of_deleted = select(unexpired.c.id).select_from(User).join(unexpired, true()).where(User.is_deleted)
-        dead = union_all(expired.limit(known(limit)), of_deleted.limit(known(limit))).limit(known(limit))
+        dead = union_all(expired.limit(literal_limit(limit)), of_deleted.limit(literal_limit(limit))).limit(
+            literal_limit(limit)
+        )
         statement = delete(Session).where(Session.id.in_(dead))
         return cast("CursorResult[Any]", await db.execute(statement)).rowcount
 

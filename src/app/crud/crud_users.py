@@ -9,7 +9,7 @@ from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.exceptions import ConflictError
 from app.core.models import now
 from app.crud.crud_base import CRUDBase
-from app.crud.statements import Lookup, Shape, columns_of, conditions, shape_of
+from app.crud.statements import FilterShape, Lookup, columns_of, parse_filters, where_clauses
 from app.models.password_reset import PasswordReset
 from app.models.rate_limit import RateLimit
 from app.models.session import Session
@@ -43,8 +43,8 @@ _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
 
 @lru_cache
-def _hold_user(shape: Shape) -> Select[Any]:
-    return select(columns_of(User)["id"]).where(*conditions(User, shape)).with_for_update(read=True, key_share=True)
+def _hold_user(shape: FilterShape) -> Select[Any]:
+    return select(columns_of(User)["id"]).where(*where_clauses(User, shape)).with_for_update(read=True, key_share=True)
 
 
 class LastSuperuserError(ConflictError):
@@ -112,7 +112,7 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
 
         What is written under a name is removed from the cache under it: neither may change in between.
         """
-        shape, parameters = shape_of(User, {"username": username, **filters})
+        shape, parameters = parse_filters(User, {"username": username, **filters})
         row = (await db.execute(_hold_user(shape), parameters)).one_or_none()
         return None if row is None else int(row[0])
 
