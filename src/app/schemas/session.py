@@ -12,7 +12,7 @@ Secret = Annotated[Text, Field(max_length=200)]
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Where a session is used, as far as the service can see."""
+    """The client of a session, as the service sees it."""
 
     user_agent: str
     address: str

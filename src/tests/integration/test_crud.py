@@ -272,7 +272,7 @@ class TestGetMulti:
 
     @pytest.mark.parametrize("kept", [True, False])
     async def test_every_page_of_what_is_left(self, reading: Database, fetch: Fetch, kept: bool) -> None:
-        """From either end, with gaps where rows were deleted; the total is a kept one or counted."""
+        """With gaps where rows were deleted; the total is a kept one or counted."""
         users = [await make_user(name="Same") for _ in range(9)]
         gone = [users[n].id for n in (0, 3, 4, 8)]
         await fetch('UPDATE "user" SET is_deleted = true WHERE id = ANY($1)', gone)
