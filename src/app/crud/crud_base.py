@@ -1,45 +1,51 @@
-"""What every entity's queries have in common. Reading methods take a session or a `Reader`; writing methods flush and
-never commit. A constraint that refuses a write raises one of the errors of `app.core.exceptions`, and the transaction
-is over; to go on in it, write inside `async with db.begin_nested():`.
+"""The queries that every resource has.
+
+Reading methods take a session or a `Reader`. Writing methods flush and never commit. A write that violates a constraint
+raises one of the errors of `app.core.exceptions` and ends the transaction; to continue in it, write inside
+`async with db.begin_nested():`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, cast
 
 from pydantic import BaseModel
 from sqlalchemy import ClauseElement, ColumnElement, CursorResult, Update, delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from typing_extensions import TypeVar
 
 from app.core.database import Base, Database, fetch_all
 from app.core.exceptions import UnknownFilterError
 from app.core.models import now
-from app.crud.helper import (
+from app.crud.statements import (
     Columns,
     columns_of,
     columns_to_select,
-    conditions,
     key_names,
+    parse_filters,
     primary_key,
     select_count,
-    select_distant_page,
     select_exists,
     select_one,
     select_page,
-    shape_of,
     update_rows,
+    where_clauses,
 )
 
 ModelT = TypeVar("ModelT", bound=Base)
 CreateT = TypeVar("CreateT", bound=BaseModel)
 UpdateT = TypeVar("UpdateT", bound=BaseModel)
-UpdateInternalT = TypeVar("UpdateInternalT", bound=BaseModel)
-DeleteT = TypeVar("DeleteT", bound=BaseModel)
+UpdateInternalT = TypeVar("UpdateInternalT", bound=BaseModel, default=UpdateT)
+DeleteT = TypeVar("DeleteT", bound=BaseModel, default=BaseModel)
 
 Schema = type[BaseModel] | Sequence[str]
 
 
 class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
-    """Queries on one model; filters are `column=value`, all of which must hold (`None` is SQL's NULL)."""
+    """Queries on one model; filters are `column=value`, all of which must hold (`None` is SQL's NULL).
+
+    Name the last two parameters only where they differ: `UpdateInternalT` is `UpdateT` by default, and `DeleteT` is
+    part of the interface, but no method takes one.
+    """
 
     def __init__(self, model: type[ModelT]) -> None:
         self.model = model
@@ -47,7 +53,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     async def get(self, db: Database, schema_to_select: Schema | None = None, **filters: Any) -> dict[str, Any] | None:
         """Return the first row that matches, by primary key, or None."""
         columns = columns_to_select(self.model, schema_to_select)
-        shape, parameters = shape_of(self.model, filters)
+        shape, parameters = parse_filters(self.model, filters)
         rows = await fetch_all(db, select_one(self.model, columns, shape), parameters)
         return dict(zip(columns, rows[0], strict=True)) if rows else None
 
@@ -61,28 +67,25 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         after: Any = None,
         **filters: Any,
     ) -> dict[str, Any]:
-        """Return `data`, at most `limit` rows in the order of the primary key, and `total_count` of all that match,
-        with `has_more`, `page` and `items_per_page`. They are those after `offset` others or, at the same cost wherever
-        that is, those whose key follows `after`; these have no `page`.
+        """Return one page of the rows that match, in the order of the primary key.
+
+        `data` holds at most `limit` rows: those after `offset` others or, at the same cost anywhere in the list, those
+        whose key follows `after`. With it come `total_count` of all rows that match, `has_more`, `page` (None with
+        `after`) and `items_per_page`.
         """
         if offset < 0 or limit < 1:
             raise ValueError(f"offset must be 0 or more and limit 1 or more, not {offset} and {limit}")
+        if after is not None and (offset or len(primary_key(self.model)) > 1):
+            raise ValueError("`after` goes with a primary key of one column, and not with an offset")
         columns = columns_to_select(self.model, schema_to_select)
-        shape, parameters = shape_of(self.model, filters)
-        if after is not None:
-            if offset or len(primary_key(self.model)) > 1:
-                raise ValueError("`after` goes with a primary key of one column, and not with an offset")
-            statement = select_page(self.model, columns, shape, after=True)
-            parameters |= {"after": after, "limit": limit + 1}  # one more tells whether there are more
-        elif offset:
-            statement = select_distant_page(self.model, columns, shape)
+        shape, parameters = parse_filters(self.model, filters)
+        if after is None:
             parameters |= {"limit": limit, "offset": offset}
         else:
-            statement = select_page(self.model, columns, shape)
-            parameters |= {"limit": limit}
-        rows = await fetch_all(db, statement, parameters)
-        *_, found, total = rows[0]
-        data = [dict(zip(columns, row, strict=False)) for row in rows[:limit]] if found else []
+            parameters |= {"limit": limit + 1, "after": after}  # one row more shows whether there are more
+        rows = await fetch_all(db, select_page(self.model, columns, shape, after=after is not None), parameters)
+        *_, is_row, total = rows[0]
+        data = [dict(zip(columns, row, strict=False)) for row in rows[:limit]] if is_row else []
         return {
             "data": data,
             "total_count": total,
@@ -92,12 +95,12 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         }
 
     async def exists(self, db: Database, **filters: Any) -> bool:
-        shape, parameters = shape_of(self.model, filters)
+        shape, parameters = parse_filters(self.model, filters)
         rows = await fetch_all(db, select_exists(self.model, shape), parameters)
         return bool(rows[0][0])
 
     async def count(self, db: Database, **filters: Any) -> int:
-        shape, parameters = shape_of(self.model, filters)
+        shape, parameters = parse_filters(self.model, filters)
         rows = await fetch_all(db, select_count(self.model, shape), parameters)
         return int(rows[0][0])
 
@@ -111,8 +114,8 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     async def update(
         self, db: AsyncSession, object: UpdateT | UpdateInternalT | Mapping[str, Any], **filters: Any
     ) -> int:
-        """Set what `object` sets in all rows that match, and their `updated_at`; return how many there were."""
-        statement, parameters = self._update(db, object, filters)
+        """Set what `object` sets, and `updated_at`, in all rows that match; return their number."""
+        statement, parameters = self._update_statement(db, object, filters)
         return cast("CursorResult[Any]", await db.execute(statement, parameters)).rowcount
 
     async def update_one(
@@ -122,47 +125,50 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         schema_to_select: Schema | None = None,
         **filters: Any,
     ) -> dict[str, Any] | None:
-        """Like `update`, for filters that match one row at most: return it as it now is, or None."""
+        """Update like `update`, with filters that match one row at most; return the new row, or None."""
         columns = columns_to_select(self.model, schema_to_select)
-        statement, parameters = self._update(db, object, filters, columns)
+        statement, parameters = self._update_statement(db, object, filters, columns)
         row = (await db.execute(statement, parameters)).one_or_none()
         return None if row is None else dict(zip(columns, row, strict=True))
 
     async def delete(self, db: AsyncSession, db_row: ModelT | Mapping[str, Any] | None = None, **filters: Any) -> int:
-        """Mark what matches as deleted, or really delete it where the model has no `is_deleted`; return how many rows.
+        """Mark the rows that match as deleted, or delete them if the model has no `is_deleted`; return their number.
 
-        `db_row` is a row that was read before, in place of or beside filters. Rows already marked stay as they are.
+        `db_row` is a row that was read before, in place of filters or in addition to them. A row that is marked
+        already is not marked again.
         """
-        known = columns_of(self.model)
+        attributes = columns_of(self.model)
         if db_row is not None:
-            filters = {**filters, **self._identity(db_row)}
-        if "is_deleted" not in known:
+            filters = {**filters, **self._key_filters(db_row)}
+        if "is_deleted" not in attributes:
             return await self.db_delete(db, **filters)
-        clauses, parameters = self._where({**filters, "is_deleted": False} if filters else {})
+        clauses, parameters = self._where_clauses({**filters, "is_deleted": False} if filters else {})
         values = {"is_deleted": True, "deleted_at": now()}
-        statement = update(self.model).where(*clauses).values({name: values[name] for name in values if name in known})
+        statement = (
+            update(self.model).where(*clauses).values({name: values[name] for name in values if name in attributes})
+        )
         return cast("CursorResult[Any]", await db.execute(statement, parameters)).rowcount
 
     async def db_delete(self, db: AsyncSession, **filters: Any) -> int:
-        """Really delete all rows that match; return how many there were."""
-        clauses, parameters = self._where(filters)
+        """Delete all rows that match from the table; return their number."""
+        clauses, parameters = self._where_clauses(filters)
         return cast("CursorResult[Any]", await db.execute(delete(self.model).where(*clauses), parameters)).rowcount
 
-    def _update(
+    def _update_statement(
         self,
         db: AsyncSession,
         object: BaseModel | Mapping[str, Any],
         filters: Mapping[str, Any],
         returned: Columns = (),
     ) -> tuple[Update, dict[str, Any]]:
-        values = self._values(object)
+        values = self._values_to_set(object)
         if not filters:
-            raise self._no_filter()
-        shape, parameters = shape_of(self.model, filters)
+            raise self._missing_filter()
+        shape, parameters = parse_filters(self.model, filters)
         if any(isinstance(row, self.model) for row in db.identity_map.values()):
-            # The ORM keeps in step what the session has loaded.
+            # Through the ORM, so that rows which the session has loaded change too.
             changed = values or {name: columns_of(self.model)[name] for name in key_names(self.model)}
-            statement = update(self.model).where(*conditions(self.model, shape)).values(changed)
+            statement = update(self.model).where(*where_clauses(self.model, shape)).values(changed)
             chosen = [columns_of(self.model)[name] for name in returned]
             return statement.returning(*chosen) if chosen else statement, parameters
         expressions = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
@@ -171,16 +177,16 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         statement = update_rows(self.model, tuple(plain), shape, returned)
         return statement.values(expressions) if expressions else statement, parameters
 
-    def _no_filter(self) -> UnknownFilterError:
+    def _missing_filter(self) -> UnknownFilterError:
         return UnknownFilterError(f"a write without a filter would change every row of {self.model.__name__}")
 
-    def _where(self, filters: Mapping[str, Any]) -> tuple[list[ColumnElement[bool]], dict[str, Any]]:
+    def _where_clauses(self, filters: Mapping[str, Any]) -> tuple[list[ColumnElement[bool]], dict[str, Any]]:
         if not filters:
-            raise self._no_filter()
-        shape, parameters = shape_of(self.model, filters)
-        return conditions(self.model, shape), parameters
+            raise self._missing_filter()
+        shape, parameters = parse_filters(self.model, filters)
+        return where_clauses(self.model, shape), parameters
 
-    def _values(self, object: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    def _values_to_set(self, object: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
         values = object.model_dump(exclude_unset=True) if isinstance(object, BaseModel) else dict(object)
         if unknown := values.keys() - columns_of(self.model).keys():
             raise UnknownFilterError(f"{self.model.__name__} has no column {', '.join(map(repr, sorted(unknown)))}")
@@ -188,5 +194,5 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
             return {"updated_at": now(), **values}
         return values
 
-    def _identity(self, row: ModelT | Mapping[str, Any]) -> dict[str, Any]:
+    def _key_filters(self, row: ModelT | Mapping[str, Any]) -> dict[str, Any]:
         return {name: row[name] if isinstance(row, Mapping) else getattr(row, name) for name in key_names(self.model)}

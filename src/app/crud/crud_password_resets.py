@@ -6,23 +6,26 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.models import now
-from app.crud.helper import known
+from app.crud.statements import literal_limit
 from app.models.password_reset import PasswordReset
 
 
 class CRUDPasswordReset:
-    """Not a `CRUDBase`: a token is issued, and used once (`CRUDUser.reset_password`) or forgotten, and never read."""
+    """Writes of password reset tokens.
+
+    It is no `CRUDBase`, since nothing reads a token: `CRUDUser.reset_password` uses it up.
+    """
 
     async def issue(self, db: AsyncSession, user_id: int, email: str, token_hash: str, expires_at: datetime) -> None:
-        """Let this token, mailed to this address, and no earlier one choose the user's password."""
+        """Store the hash of a token that was mailed to `email`, in place of the user's earlier one."""
         values = {"email": email, "token_hash": token_hash, "expires_at": expires_at}
         statement = insert(PasswordReset).values(user_id=user_id, **values)
         await db.execute(statement.on_conflict_do_update(index_elements=["user_id"], set_=values))
 
     async def purge(self, db: AsyncSession, limit: int) -> int:
-        """Remove what has expired, `limit` rows at most; return how many there were."""
+        """Delete at most `limit` expired tokens; return their number."""
         expired = select(PasswordReset.user_id).where(PasswordReset.expires_at <= now())
-        oldest = expired.order_by(PasswordReset.expires_at).limit(known(limit))
+        oldest = expired.order_by(PasswordReset.expires_at).limit(literal_limit(limit))
         statement = delete(PasswordReset).where(PasswordReset.user_id.in_(oldest))
         return cast("CursorResult[Any]", await db.execute(statement)).rowcount
 

@@ -1,11 +1,6 @@
 from app.crud.crud_base import CRUDBase
 from app.models.rate_limit import RateLimit
-from app.schemas.rate_limit import (
-    RateLimitCreateInternal,
-    RateLimitDelete,
-    RateLimitUpdate,
-    RateLimitUpdateInternal,
-)
+from app.schemas.rate_limit import RateLimitCreateInternal, RateLimitUpdate
 
-CRUDRateLimit = CRUDBase[RateLimit, RateLimitCreateInternal, RateLimitUpdate, RateLimitUpdateInternal, RateLimitDelete]
+CRUDRateLimit = CRUDBase[RateLimit, RateLimitCreateInternal, RateLimitUpdate]
 crud_rate_limits = CRUDRateLimit(RateLimit)

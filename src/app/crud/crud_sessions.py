@@ -10,27 +10,20 @@ from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.models import now
 from app.core.security import RefreshToken, hash_of, new_secret
 from app.crud.crud_base import CRUDBase
-from app.crud.helper import columns_of, known
+from app.crud.statements import columns_of, literal_limit
 from app.models.password_reset import PasswordReset
 from app.models.session import Session
 from app.models.user import User
-from app.schemas.session import (
-    Client,
-    SessionCreateInternal,
-    SessionDelete,
-    SessionRead,
-    SessionUpdate,
-    SessionUpdateInternal,
-)
+from app.schemas.session import Client, SessionCreateInternal, SessionRead, SessionUpdateInternal
 
 _SESSION_KEYS = tuple(name for name in SessionRead.model_fields if name in columns_of(Session))
-_LIVING = (Session.user_id == bindparam("user_id"), Session.expires_at > func.now())
-_SELECT_LIVING = (
+_ACTIVE = (Session.user_id == bindparam("user_id"), Session.expires_at > func.now())
+_SELECT_ACTIVE = (
     select(
         *(getattr(Session, key) for key in _SESSION_KEYS),
-        select(func.count()).select_from(Session).where(*_LIVING).correlate(None).scalar_subquery(),
+        select(func.count()).select_from(Session).where(*_ACTIVE).correlate(None).scalar_subquery(),
     )
-    .where(*_LIVING)
+    .where(*_ACTIVE)
     .order_by(Session.id)
     .offset(bindparam("offset"))
     .limit(bindparam("limit"))
@@ -40,8 +33,9 @@ _SELECT_LIVING = (
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """The session of a refresh token that was presented, and what it may have in exchange; None: the token was spent
-    before, so somebody else has it too, and the session has been ended.
+    """The session of a refresh token and the token's successor, or None in its place if the token was used twice.
+
+    Then another client has the token too, and the session has been ended.
     """
 
     user_id: int
@@ -50,11 +44,11 @@ class Refreshed:
     issued: datetime
 
 
-class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, SessionUpdateInternal, SessionDelete]):
+class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdateInternal]):
     async def start(
         self, db: AsyncSession, user_id: int, client: Client, lifetime: timedelta
     ) -> tuple[Session, RefreshToken]:
-        """Begin a session and return it with its first refresh token."""
+        """Create a session and return it with its first refresh token."""
         secret = new_secret()
         values = SessionCreateInternal(
             user_id=user_id,
@@ -75,10 +69,10 @@ class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, Sessio
         lifetime: timedelta,
         grace: timedelta,
     ) -> Refreshed | None:
-        """Exchange a refresh token for its successor; None when it has no living session.
+        """Exchange a refresh token for its successor; return None if it has no active session.
 
-        The client that has just spent a token gets the same successor again within `grace`, since the answer may have
-        been lost. Anybody else who presents a spent token ends the session.
+        The client that has just used a token gets the same successor again within `grace`, since the response may have
+        been lost. Any other use of a spent token ends the session.
         """
         statement = (
             select(Session, User.uuid)
@@ -113,40 +107,42 @@ class CRUDSession(CRUDBase[Session, SessionCreateInternal, SessionUpdate, Sessio
         return Refreshed(session.user_id, user, None, moment)
 
     async def end(self, db: AsyncSession, uuid: UUID) -> Row[int, int] | None:
-        """End the session of this uuid; return its id and user_id, or None if there is none such."""
+        """End the session with this uuid; return its id and user_id, or None if there is no such session."""
         statement = delete(Session).where(Session.uuid == uuid).returning(Session.id, Session.user_id)
         return (await db.execute(statement)).one_or_none()
 
     async def end_all(self, db: AsyncSession, user_id: int, *, but: int | None = None) -> int:
-        """End the sessions of a user, but one if an id is given; return how many there were."""
-        statement = delete(Session).where(*_of_user(user_id, but))
+        """End the sessions of a user, except the one with the id `but`; return their number."""
+        statement = delete(Session).where(*_sessions_of(user_id, but))
         return cast("CursorResult[Any]", await db.execute(statement)).rowcount
 
     async def end_all_ways_in(self, db: AsyncSession, user_id: int, *, but: int | None = None) -> None:
-        """End the sessions of a user, but one if an id is given, and withdraw a mailed token that is under way."""
-        ended = delete(Session).where(*_of_user(user_id, but)).returning(Session.id).cte("ended")
+        """End the sessions of a user, except the one with the id `but`, and revoke a mailed reset token."""
+        ended = delete(Session).where(*_sessions_of(user_id, but)).returning(Session.id).cte("ended")
         await db.execute(delete(PasswordReset).where(PasswordReset.user_id == user_id).add_cte(ended))
 
     async def get_living(self, db: Database, user_id: int, offset: int, limit: int) -> dict[str, Any]:
-        """Return one page of a user's sessions that have not expired, as `get_multi` does."""
-        rows = await fetch_all(db, _SELECT_LIVING, {"user_id": user_id, "offset": offset, "limit": limit})
+        """Return one page of a user's unexpired sessions, as `get_multi` does."""
+        rows = await fetch_all(db, _SELECT_ACTIVE, {"user_id": user_id, "offset": offset, "limit": limit})
         data = [dict(zip(_SESSION_KEYS, row, strict=False)) for row in rows]
         return {"data": data, "total_count": rows[0][-1] if rows else 0}
 
     async def purge(self, db: AsyncSession, limit: int) -> int:
-        """Remove sessions that have expired or are deleted users', `limit` at most; return how many there were."""
+        """Delete at most `limit` sessions that have expired or belong to deleted users; return their number."""
         moment = now()
         expired = select(Session.id).where(Session.expires_at <= moment).order_by(Session.expires_at)
-        # Apart from the others: a session that is named twice would be one of `limit`, and one fewer would go.
+        # Unexpired only: a session in both parts would count twice towards `limit`.
         of_user = select(Session.id).where(Session.user_id == User.id, Session.expires_at > moment)
-        unexpired = of_user.limit(known(limit)).lateral()
+        unexpired = of_user.limit(literal_limit(limit)).lateral()
         of_deleted = select(unexpired.c.id).select_from(User).join(unexpired, true()).where(User.is_deleted)
-        dead = union_all(expired.limit(known(limit)), of_deleted.limit(known(limit))).limit(known(limit))
+        dead = union_all(expired.limit(literal_limit(limit)), of_deleted.limit(literal_limit(limit))).limit(
+            literal_limit(limit)
+        )
         statement = delete(Session).where(Session.id.in_(dead))
         return cast("CursorResult[Any]", await db.execute(statement)).rowcount
 
 
-def _of_user(user_id: int, but: int | None) -> list[ColumnElement[bool]]:
+def _sessions_of(user_id: int, but: int | None) -> list[ColumnElement[bool]]:
     return [Session.user_id == user_id] + ([Session.id != but] if but is not None else [])
 
 

@@ -1,6 +1,6 @@
 from app.crud.crud_base import CRUDBase
 from app.models.tier import Tier
-from app.schemas.tier import TierCreateInternal, TierDelete, TierUpdate, TierUpdateInternal
+from app.schemas.tier import TierCreateInternal, TierUpdate
 
-CRUDTier = CRUDBase[Tier, TierCreateInternal, TierUpdate, TierUpdateInternal, TierDelete]
+CRUDTier = CRUDBase[Tier, TierCreateInternal, TierUpdate]
 crud_tiers = CRUDTier(Tier)

@@ -9,12 +9,12 @@ from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.exceptions import ConflictError
 from app.core.models import now
 from app.crud.crud_base import CRUDBase
-from app.crud.helper import Lookup, Shape, columns_of, conditions, shape_of
+from app.crud.statements import FilterShape, Lookup, columns_of, parse_filters, where_clauses
 from app.models.password_reset import PasswordReset
 from app.models.rate_limit import RateLimit
 from app.models.session import Session
 from app.models.user import User
-from app.schemas.user import Caller, UserCreateInternal, UserDelete, UserUpdate, UserUpdateInternal
+from app.schemas.user import Caller, UserCreateInternal, UserUpdate
 
 
 def _select_caller(*session: ColumnElement[Any]) -> Select[Any]:
@@ -43,18 +43,21 @@ _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
 
 @lru_cache
-def _hold_user(shape: Shape) -> Select[Any]:
-    return select(columns_of(User)["id"]).where(*conditions(User, shape)).with_for_update(read=True, key_share=True)
+def _lock_user(shape: FilterShape) -> Select[Any]:
+    return select(columns_of(User)["id"]).where(*where_clauses(User, shape)).with_for_update(read=True, key_share=True)
 
 
 class LastSuperuserError(ConflictError):
     detail = "The last superuser cannot be deleted: make another one first"
 
 
-class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal, UserDelete]):
+class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
+    """Queries on users. An active user is one that is not deleted."""
+
     async def get_caller(self, db: Database, uuid: UUID, path: str, session: UUID | None = None) -> Caller | None:
-        """Return the living user whom a token names, with the rate limit of their tier for a sanitized path; with the
-        uuid of a session, only while that lives.
+        """Return the active user whom a token names, with the rate limit of their tier for a sanitized path, or None.
+
+        If the uuid of a session is given, the session must not have ended.
         """
         if session is None:
             rows = await fetch_all(db, _SELECT_CALLER, {"user": uuid, "path": path})
@@ -64,7 +67,7 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
         return cast(Caller, dict(zip(_CALLER_KEYS, rows[0], strict=True))) if rows else None
 
     async def get_credentials(self, db: Database, username_or_email: str) -> dict[str, Any] | None:
-        """Return id, uuid, is_superuser and hashed_password of the living user of this name or address, or None."""
+        """Return id, uuid, is_superuser and hashed_password of the active user with this name or address, or None."""
         name = "email" if "@" in username_or_email else "username"
         value = username_or_email.lower() if name == "email" else username_or_email
         if not value.isprintable():
@@ -73,19 +76,19 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
         return await self.get(db, columns, **{name: value}, is_deleted=False)
 
     async def hold_password(self, db: AsyncSession, user_id: int) -> str | None:
-        """Return the hash of a living user's password, or None, and let nobody change it until the commit."""
+        """Lock the password of an active user until the commit; return its hash, or None if there is no such user."""
         statement = select(User.hashed_password).where(User.id == user_id, ~User.is_deleted)
         return (await db.execute(statement.with_for_update(key_share=True))).scalar_one_or_none()
 
     async def change_password(self, db: AsyncSession, user_id: int, old_hash: str, new_hash: str) -> bool:
-        """Replace the hash of a living user's password; False when it is not the old one any more."""
+        """Replace the hash of an active user's password; return False if it is no longer the old one."""
         values = {"hashed_password": new_hash}
         return bool(await self.update(db, values, id=user_id, hashed_password=old_hash, is_deleted=False))
 
     async def reset_password(self, db: AsyncSession, token_hash: str, new_hash: str) -> dict[str, Any] | None:
-        """Use a mailed token up and set the password of its user; return id, username and email, or None.
+        """Use up a mailed token and set the password of its active user; return id, username and email, or None.
 
-        The token must have been mailed to the address that the user still has, and not too long ago.
+        The token must not have expired, and the user must still have the address that it was mailed to.
         """
         redeemed = (
             delete(PasswordReset)
@@ -104,23 +107,23 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
         return None if row is None else {"id": row.id, "username": row.username, "email": row.email}
 
     def id_of(self, username: str) -> Lookup:
-        """For a filter of another entity's query: the id of the living user of this name."""
+        """The id of the active user with this name, as a filter value in queries of other tables."""
         return Lookup(User, "id", {"username": username, "is_deleted": False})
 
     async def hold_name(self, db: AsyncSession, username: str, **filters: Any) -> int | None:
-        """Return the id of the user who has this name, or None, and let nobody change the name until the commit.
+        """Lock a username until the commit; return the id of its user, or None if there is no such user.
 
-        What is written under a name is removed from the cache under it: neither may change in between.
+        A write invalidates the cache keys of the user's name, so the name must not change before it commits.
         """
-        shape, parameters = shape_of(User, {"username": username, **filters})
-        row = (await db.execute(_hold_user(shape), parameters)).one_or_none()
+        shape, parameters = parse_filters(User, {"username": username, **filters})
+        row = (await db.execute(_lock_user(shape), parameters)).one_or_none()
         return None if row is None else int(row[0])
 
     async def lock_for_deletion(self, db: AsyncSession, username: str) -> dict[str, Any] | None:
-        """Return id and is_deleted of the user who has this name, or None, holding the row until the commit.
+        """Lock the user with this name until the commit; return id and is_deleted, or None if there is no such user.
 
-        The rows of all superusers are held too, so that two who delete each other wait here for one another. Raises
-        LastSuperuserError.
+        The rows of all superusers are locked too, so that of two superusers who delete each other one waits here.
+        Raises LastSuperuserError.
         """
         superuser = and_(User.is_superuser, ~User.is_deleted)
         statement = (

@@ -1,4 +1,4 @@
-"""The tables. Importing the package imports every module in it, so that Alembic and the mappers know them all."""
+"""The tables. Importing the package imports all of its modules, so that Alembic and the mappers know every table."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -7,10 +7,10 @@ from app.core.database import Base
 
 
 class PasswordReset(Base):
-    """The one token, as a hash, with which a user may choose a new password."""
+    """The hash of the token with which a user can set a new password; a user has one at most."""
 
     __tablename__ = "password_reset"
-    # Serves the removal of tokens that have expired.
+    # Serves the purge of expired tokens.
     __table_args__ = (Index("ix_password_reset_expires_at", "expires_at"),)
 
     user_id: Mapped[int] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), primary_key=True)

@@ -14,7 +14,7 @@ class Post(UUIDModel, TimestampModel, PersistentDeletion, Counted, Base):
     __table_args__ = (
         # Serves the list of a user's posts, page by page.
         Index("ix_post_living", "created_by_user_id", "id", postgresql_where=text("NOT is_deleted")),
-        # Serves the real deletion of a user, which takes deleted posts along.
+        # Serves the deletion of a user's row, which cascades to deleted posts too.
         Index("ix_post_created_by_user_id", "created_by_user_id"),
     )
 

@@ -7,17 +7,20 @@ from app.core.database import Base
 
 
 class Counted:
-    """Mixin of models whose living rows are counted by triggers, which `keep_row_count` makes in a migration."""
+    """Mixin of models whose living rows triggers count; a migration creates them by `SELECT keep_row_count(…)`."""
 
     __counted_by__: ClassVar[str | None] = None
-    """The column, an integer, whose every value has a count of its own; None: all rows have one."""
+    """An integer column, each value of which has its own count; None: one count for all rows."""
 
 
 class RowCount(Base):
-    """A part of a count: the sum of `rows` is how many living rows of `relation` are of `owner`, or in all (0)."""
+    """A slot: `rows` summed over the slots of a relation and owner is their number of living rows; 0 is any owner.
+
+    Only the functions in `migrations/row_count.sql` write here.
+    """
 
     __tablename__ = "row_count"
-    # Half of each page is left free: a count that changes stays on its page, and no index has to know.
+    # Half of each page stays free, so that a new version of a slot stays on its page and needs no new index entry.
     __table_args__ = ({"postgresql_with": {"fillfactor": 50}},)
 
     relation: Mapped[str] = mapped_column(String(63), primary_key=True)

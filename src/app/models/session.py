@@ -8,13 +8,13 @@ from app.core.models import UUIDModel, now
 
 
 class Session(UUIDModel, Base):
-    """A sign-in that has not been ended. `uuid` names it in tokens; of its refresh tokens only hashes are kept."""
+    """A sign-in that has not ended. Tokens name it by `uuid`; refresh tokens are stored as hashes."""
 
     __tablename__ = "session"
     __table_args__ = (
-        # Serves the list of a user's sessions, their end in one go and the real deletion of the user.
+        # Serves the list of a user's sessions, ending all of them, and the deletion of the user's row.
         Index("ix_session_user_id", "user_id"),
-        # Serves the removal of sessions that have expired.
+        # Serves the purge of expired sessions.
         Index("ix_session_expires_at", "expires_at"),
     )
 

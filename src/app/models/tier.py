@@ -6,7 +6,7 @@ from app.core.models import TimestampModel
 
 
 class Tier(TimestampModel, Base):
-    """A category of users; what it may do is in its rate limits."""
+    """A category of users, which has its own rate limits."""
 
     __tablename__ = "tier"
 

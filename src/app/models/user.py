@@ -7,19 +7,19 @@ from app.models.row_count import Counted
 
 
 class User(UUIDModel, TimestampModel, PersistentDeletion, Counted, Base):
-    """An account. `uuid` names it in tokens; name and e-mail stay taken while the row is there, deleted or not."""
+    """An account. Tokens name it by `uuid`. A deleted account keeps its username and e-mail address."""
 
     __tablename__ = "user"
     __table_args__ = (
-        # E-mails are stored in lower case, which makes the unique constraint one without regard to case.
+        # With addresses in lower case, the unique constraint ignores case.
         CheckConstraint("email = lower(email)", "email_lower_case"),
-        # Serves the list of users, page by page: its keys alone lead to a page far from either end.
+        # Serves the list of users, page by page.
         Index("ix_user_living", "id", postgresql_where=text("NOT is_deleted")),
-        # Serves the deletion of a tier, which deleted users leave, and the removal of their sessions.
+        # Serves the deletion of a tier, which removes deleted users from it, and the purge of their sessions.
         Index("ix_user_deleted", "tier_id", postgresql_where=text("is_deleted")),
-        # Serves the deletion of a user, which looks at all superusers.
+        # Serves the deletion of a user, which locks all superusers.
         Index("ix_user_superuser", "id", postgresql_where=text("is_superuser AND NOT is_deleted")),
-        # Serves the deletion of a tier, which no user may be in.
+        # Serves the deletion of a tier, which must have no users.
         Index("ix_user_tier_id", "tier_id"),
     )
 

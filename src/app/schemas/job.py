@@ -9,7 +9,7 @@ class Job(BaseModel):
 
 
 class JobRead(BaseModel):
-    """What the queue knows of a job; the last five are there once it has run."""
+    """A job in the queue; the last five fields are set once it has run."""
 
     id: str
     status: str
@@ -26,7 +26,7 @@ class JobRead(BaseModel):
 
 
 class FailedJobRead(BaseModel):
-    """A job that ended badly, after the last of its tries."""
+    """A job whose last try failed."""
 
     id: str
     function: str

@@ -1,7 +1,7 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import MISSING, BaseModel, ConfigDict, Field
+from pydantic import MISSING, BaseModel, Field
 
 from app.core.models import InputSchema, ReadSchema, RowId, Text, WebUrl
 
@@ -37,14 +37,3 @@ class PostUpdate(InputSchema):
     title: Title | MISSING = MISSING
     text: PostText | MISSING = MISSING
     media_url: MediaUrl | MISSING | None = MISSING
-
-
-class PostUpdateInternal(PostUpdate):
-    updated_at: datetime
-
-
-class PostDelete(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    is_deleted: bool
-    deleted_at: datetime

@@ -1,4 +1,3 @@
-from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
@@ -17,7 +16,7 @@ def _sanitized(path: str) -> str:
     return name
 
 
-# The template of a route, with or without the slash in front; stored as `api_v1_tasks_task`.
+# The template of a route, with or without a leading slash; stored as `api_v1_tasks_task`.
 LimitedPath = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255, pattern=r"^/*[^/\x00-\x20][^\x00-\x20]*$"),
@@ -39,7 +38,7 @@ class RateLimitRead(ReadSchema):
 
 
 class RateLimitCreate(InputSchema):
-    """Without a name it is called `{path}:{limit}:{period}`."""
+    """The name defaults to `{path}:{limit}:{period}`."""
 
     path: LimitedPath
     limit: Limit
@@ -65,11 +64,3 @@ class RateLimitUpdate(InputSchema):
     limit: Limit | MISSING = MISSING
     period: Period | MISSING = MISSING
     name: LimitName | MISSING = MISSING
-
-
-class RateLimitUpdateInternal(RateLimitUpdate):
-    updated_at: datetime
-
-
-class RateLimitDelete(BaseModel):
-    pass

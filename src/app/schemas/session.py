@@ -12,7 +12,7 @@ Secret = Annotated[Text, Field(max_length=200)]
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Where a session is used, as far as the service can see."""
+    """The client of a session, as the service sees it."""
 
     user_agent: str
     address: str
@@ -36,10 +36,6 @@ class SessionCreateInternal(BaseModel):
     address: str
 
 
-class SessionUpdate(InputSchema):
-    pass
-
-
 class SessionUpdateInternal(BaseModel):
     refresh_hash: str
     spent_hash: str
@@ -47,10 +43,6 @@ class SessionUpdateInternal(BaseModel):
     expires_at: datetime
     user_agent: str
     address: str
-
-
-class SessionDelete(BaseModel):
-    pass
 
 
 class RefreshTokenBody(InputSchema):

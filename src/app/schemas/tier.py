@@ -5,7 +5,7 @@ from pydantic import MISSING, BaseModel, Field, StringConstraints
 
 from app.core.models import InputSchema, ReadSchema
 
-# A tier is addressed by its name: only what can stand in a path as it is.
+# A tier is addressed by its name in a path: letters, digits, spaces and `_.-` only.
 TierName = Annotated[
     str,
     StringConstraints(min_length=1, max_length=50, pattern=r"^[A-Za-z0-9]([A-Za-z0-9 _.-]*[A-Za-z0-9])?$"),
@@ -33,11 +33,3 @@ class TierCreateInternal(TierBase):
 
 class TierUpdate(InputSchema):
     name: TierName | MISSING = MISSING
-
-
-class TierUpdateInternal(TierUpdate):
-    updated_at: datetime
-
-
-class TierDelete(BaseModel):
-    pass

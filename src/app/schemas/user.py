@@ -2,14 +2,14 @@ from datetime import datetime
 from typing import Annotated, Self, TypedDict
 from uuid import UUID
 
-from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl, normalized_email
 from app.core.security.passwords import MAX_PASSWORD_LENGTH, weakness
 from app.schemas.rate_limit import RateLimitRead
 
-# Each is a word that a route, or one that is likely to come, uses where a username may stand.
+# Words that routes use, or are likely to use, where a path may have a username.
 RESERVED_USERNAMES = frozenset({
     "api", "docs", "health", "login", "logout", "me", "openapi", "password", "post", "posts", "redoc", "refresh",
     "task", "tasks", "tier", "tiers", "user", "users",
@@ -23,7 +23,7 @@ def _not_reserved(username: str) -> str:
 
 
 Name = Annotated[Text, Field(min_length=2, max_length=30, examples=["User Userson"])]
-# What a path or a filter may hold; a new name must not be reserved either.
+# A name in a path or a filter; a new name must not be reserved either.
 Username = Annotated[str, StringConstraints(min_length=2, max_length=20, pattern=r"^[a-z0-9]+$")]
 NewUsername = Annotated[
     Username,
@@ -36,9 +36,9 @@ Email = Annotated[
     AfterValidator(normalized_email),
 ]
 ImageUrl = Annotated[WebUrl, Field(examples=["https://www.example.com/userson.png"])]
-# A new one; what it may not be besides is a matter of its owner, see `weakness`.
+# A new password; `weakness` compares it with its owner's data as well.
 Password = Annotated[Text, Field(min_length=8, max_length=MAX_PASSWORD_LENGTH, examples=["Str1ngst!"])]
-# One that exists: refused because it is wrong, not because a rule is younger than it.
+# An existing password, which may be older than a rule for new ones.
 CurrentPassword = Annotated[Text, Field(max_length=MAX_PASSWORD_LENGTH, examples=["Str1ngst!"])]
 
 
@@ -50,7 +50,7 @@ class UserBase(BaseModel):
 
 
 class UserRead(ReadSchema):
-    """What anybody may know of a user."""
+    """A user's public data."""
 
     id: int
     name: str
@@ -60,7 +60,7 @@ class UserRead(ReadSchema):
 
 
 class UserReadOwn(UserRead):
-    """What the user, and superusers, may know."""
+    """A user's data for the user and for superusers."""
 
     email: str
     is_superuser: bool
@@ -87,7 +87,7 @@ class UserCreateInternal(UserBase):
 
 
 class UserUpdate(InputSchema):
-    """A new e-mail address takes `current_password`, the caller's, once the session is no longer young."""
+    """A new e-mail address needs the caller's `current_password`, unless the session is young."""
 
     name: Name | MISSING = MISSING
     username: NewUsername | MISSING = MISSING
@@ -96,27 +96,16 @@ class UserUpdate(InputSchema):
     current_password: CurrentPassword | MISSING = MISSING
 
 
-class UserUpdateInternal(UserUpdate):
-    hashed_password: str
-    updated_at: datetime
-
-
 class UserTierUpdate(InputSchema):
-    """`null` takes the user out of every tier."""
+    """`null` removes the user from their tier."""
 
     tier_id: Annotated[RowId, JsonNumber] | None
 
 
-class UserDelete(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    is_deleted: bool
-    deleted_at: datetime
-
-
 class Caller(TypedDict):
-    """Who is asking, in which session (None: there are no sessions), and the limit of their tier on the path they ask
-    for (None: there is no such rule).
+    """The user who makes a request, their session, and the limit of their tier on the request's path.
+
+    The session is None for a token without one, the limit if the tier has no rule for the path.
     """
 
     id: int

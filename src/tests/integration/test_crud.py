@@ -19,7 +19,7 @@ from app.crud.crud_posts import crud_posts
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
 from app.crud.crud_users import crud_users
-from app.crud.helper import Lookup
+from app.crud.statements import Lookup
 from app.models.post import Post
 from app.models.tier import Tier
 from app.models.user import User
@@ -102,11 +102,23 @@ class PlainBody(Body):
     second: int
 
 
-crud_mixed = CRUDBase[Mixed, Body, Body, Body, Body](Mixed)
-crud_bare = CRUDBase[Bare, Body, Body, Body, Body](Bare)
-crud_flag_only = CRUDBase[FlagOnly, Body, Body, Body, Body](FlagOnly)
-crud_found = CRUDBase[Found, FoundBody, Body, Body, Body](Found)
-crud_plain = CRUDBase[Plain, PlainBody, Body, Body, Body](Plain)
+crud_mixed = CRUDBase[Mixed, Body, Body](Mixed)
+crud_bare = CRUDBase[Bare, Body, Body](Bare)
+crud_flag_only = CRUDBase[FlagOnly, Body, Body](FlagOnly)
+crud_found = CRUDBase[Found, FoundBody, Body](Found)
+crud_plain = CRUDBase[Plain, PlainBody, Body](Plain)
+
+
+class Rename(BaseModel):
+    name: str
+
+
+class Deletion(BaseModel):
+    is_deleted: bool
+
+
+class CRUDMixed(CRUDBase[Mixed, Body, Body, Rename, Deletion]):
+    """All five parameters, as older code names them."""
 
 
 @pytest.fixture
@@ -260,7 +272,7 @@ class TestGetMulti:
 
     @pytest.mark.parametrize("kept", [True, False])
     async def test_every_page_of_what_is_left(self, reading: Database, fetch: Fetch, kept: bool) -> None:
-        """From either end, with gaps where rows were deleted; the total is a kept one or counted."""
+        """With gaps where rows were deleted; the total is a kept one or counted."""
         users = [await make_user(name="Same") for _ in range(9)]
         gone = [users[n].id for n in (0, 3, 4, 8)]
         await fetch('UPDATE "user" SET is_deleted = true WHERE id = ANY($1)', gone)
@@ -567,6 +579,23 @@ class TestUpdate:
             async with transaction() as db:
                 await crud_users.update_one(db, {"name": "New"}, ["id"], name="Same")
         assert await fetch("SELECT FROM \"user\" WHERE name = 'New'") == []
+
+
+class TestTypeParameters:
+    async def test_all_five(self, tables: None) -> None:
+        crud = CRUDMixed(Mixed)
+        async with transaction() as db:
+            row = await crud.create(db, Body())
+            assert await crud.update(db, Body(name="b"), id=row.id) == 1
+            assert await crud.update_one(db, Rename(name="c"), ["name"], id=row.id) == {"name": "c"}
+            assert await crud.delete(db, id=row.id) == 1
+
+    async def test_the_last_two_have_defaults(self, tables: None) -> None:
+        """Mypy checks this too: a schema that is not named is refused."""
+        async with transaction() as db:
+            row = await crud_mixed.create(db, Body())
+            assert await crud_mixed.update(db, Body(name="b"), id=row.id) == 1
+            assert await crud_mixed.update(db, Rename(name="c"), id=row.id) == 1  # type: ignore[arg-type]
 
 
 class TestDelete:

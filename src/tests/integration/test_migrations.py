@@ -57,6 +57,14 @@ FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2
 """
 
 
+FUNCTIONS = """
+SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+UNION ALL
+SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+ORDER BY 1
+"""
+
+
 class TestRevisions:
     async def test_up_down_up(self, empty_database: str) -> None:
         await alembic(empty_database, command.upgrade, "head")
@@ -74,6 +82,17 @@ class TestRevisions:
         await alembic(empty_database, command.downgrade, "-1")
         await alembic(empty_database, command.upgrade, "head")
         assert await tables(empty_database) == TABLES
+
+    async def test_functions_go_down_and_up_again(self, empty_database: str) -> None:
+        await alembic(empty_database, command.upgrade, "b1d7f0c2a4e8")
+        former = await rows(empty_database, FUNCTIONS)
+        await alembic(empty_database, command.upgrade, "head")
+        functions = await rows(empty_database, FUNCTIONS)
+        assert len(functions) == len(former) + 2
+        await alembic(empty_database, command.downgrade, "b1d7f0c2a4e8")
+        assert await rows(empty_database, FUNCTIONS) == former
+        await alembic(empty_database, command.upgrade, "head")
+        assert await rows(empty_database, FUNCTIONS) == functions
 
     async def test_no_drift(self, database: str) -> None:
         await alembic(database, command.check)

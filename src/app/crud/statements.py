@@ -1,0 +1,231 @@
+"""The statements of `CRUDBase`.
+
+A statement depends on the names of columns and the kinds of values, not on the values: it is built once and reused.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+from typing import cast as typed
+
+from pydantic import BaseModel
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    cast,
+    exists,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+)
+from sqlalchemy import inspect as inspect_mapper
+
+from app.core.database import BUILT_ONCE, Base
+from app.core.exceptions import UnknownFilterError
+from app.models.row_count import Counted, RowCount
+
+# Filters without their values. A column is compared with a constant (None, True and False are part of the statement),
+# with a parameter, or with the result of a lookup: a model, one of its columns, and the filters for its row.
+_PARAMETER = "parameter"
+LookupShape = tuple[type[Base], str, "FilterShape"]
+FilterShape = tuple[tuple[str, str | bool | LookupShape | None], ...]
+Columns = tuple[str, ...]
+_IS_ROW = "is row?"  # cannot be the name of an attribute
+_ZERO, _ONE = literal_column("0", BigInteger), literal_column("1", BigInteger)
+
+
+class Lookup(NamedTuple):
+    """The value of a filter that the statement finds itself: `column` of the one row of `model` that matches `filters`.
+
+    Without such a row the filter matches nothing.
+    """
+
+    model: type[Base]
+    column: str
+    filters: Mapping[str, Any]
+
+
+@lru_cache
+def columns_of(model: type[Base]) -> Mapping[str, ColumnElement[Any]]:
+    """Return the model's columns by attribute name."""
+    return {attribute.key: attribute.columns[0] for attribute in inspect_mapper(model).column_attrs}
+
+
+def columns_to_select(model: type[Base], schema: type[BaseModel] | Sequence[str] | None) -> Columns:
+    """Return the attributes that a schema or a list names, except those that are no columns; without one, all."""
+    attributes = columns_of(model)
+    if schema is None:
+        return tuple(attributes)
+    requested = _field_names(schema) if isinstance(schema, type) else schema
+    names = tuple(name for name in requested if name in attributes)
+    if not names:
+        raise ValueError(f"none of {', '.join(requested)} is a column of {model.__name__}")
+    return names
+
+
+@lru_cache
+def _field_names(schema: type[BaseModel]) -> Columns:
+    return tuple(schema.model_fields)
+
+
+def parse_filters(
+    model: type[Base], filters: Mapping[str, Any], prefix: str = "where"
+) -> tuple[FilterShape, dict[str, Any]]:
+    """Split filters into their shape, on which the statement depends, and the values of its parameters."""
+    attributes = columns_of(model)
+    shape: list[tuple[str, str | bool | LookupShape | None]] = []
+    parameters: dict[str, Any] = {}
+    for name, value in filters.items():
+        if name not in attributes:
+            raise UnknownFilterError(f"{model.__name__} has no column {name!r}; it has {', '.join(attributes)}")
+        if value is None or isinstance(value, bool):
+            shape.append((name, value))
+        elif isinstance(value, Lookup):
+            lookup_shape, lookup_parameters = parse_filters(value.model, value.filters, f"{prefix}_{name}_")
+            shape.append((name, (value.model, value.column, lookup_shape)))
+            parameters |= lookup_parameters
+        else:
+            shape.append((name, _PARAMETER))
+            parameters[f"{prefix}_{name}"] = value
+    return tuple(shape), parameters
+
+
+def where_clauses(model: type[Base], shape: FilterShape, prefix: str = "where") -> list[ColumnElement[bool]]:
+    """Build the WHERE clause, with `NOT column` rather than `column IS false`, which no partial index serves."""
+    clauses: list[ColumnElement[bool]] = []
+    for name, value in shape:
+        column = columns_of(model)[name]
+        if value is None:
+            clauses.append(column.is_(None))
+        elif isinstance(value, bool):
+            clauses.append(column if value else ~column)
+        else:
+            clauses.append(column == _right_operand(column, f"{prefix}_{name}", value))
+    return clauses
+
+
+def _right_operand(column: ColumnElement[Any], parameter: str, value: str | LookupShape) -> ColumnElement[Any]:
+    if isinstance(value, str):
+        return bindparam(parameter, type_=column.type)
+    model, name, shape = value
+    return select(columns_of(model)[name]).where(*where_clauses(model, shape, f"{parameter}_")).scalar_subquery()
+
+
+def literal_limit(limit: int) -> BindParameter[int]:
+    """A limit that is part of the SQL text: for a parameter, the planner assumes a tenth of all rows."""
+    return bindparam("limit", limit, literal_execute=True)
+
+
+def _hidden_parameter(name: str) -> ScalarSelect[Any]:
+    """A parameter that the planner cannot look into, so that one plan serves every page.
+
+    To plan each request for its values takes longer than to read the page.
+    """
+    return select(bindparam(name, type_=BigInteger)).scalar_subquery()
+
+
+def primary_key(model: type[Base]) -> Sequence[ColumnElement[Any]]:
+    return inspect_mapper(model).primary_key
+
+
+@lru_cache
+def key_names(model: type[Base]) -> Columns:
+    """Return the attributes of the primary key, in its order."""
+    names = {column: name for name, column in columns_of(model).items()}
+    return tuple(names[column] for column in primary_key(model))
+
+
+@lru_cache(maxsize=1024)
+def update_rows(model: type[Base], names: Columns, shape: FilterShape, returned: Columns = ()) -> Update:
+    """Set the named columns to the parameters `set_{name}`.
+
+    The statement is one on the table: the ORM would analyse an update of the model again for each request.
+    """
+    table = typed(Table, model.__table__)
+    attributes = columns_of(model)
+    values: dict[Any, Any] = {attributes[name]: bindparam(f"set_{name}", type_=attributes[name].type) for name in names}
+    # A PATCH may set nothing, but SQL has no such UPDATE: set the key to itself.
+    values = values or {column: column for column in primary_key(model)}
+    statement = table.update().where(*where_clauses(model, shape)).values(values)
+    return statement.returning(*(attributes[name] for name in returned)) if returned else statement
+
+
+@lru_cache(maxsize=1024)
+def select_one(model: type[Base], columns: Columns, shape: FilterShape) -> Select[Any]:
+    chosen = [columns_of(model)[name] for name in columns]
+    statement = select(*chosen).where(*where_clauses(model, shape)).order_by(*primary_key(model)).limit(1)
+    return statement.execution_options(**BUILT_ONCE)
+
+
+@lru_cache(maxsize=1024)
+def select_page(model: type[Base], columns: Columns, shape: FilterShape, *, after: bool = False) -> Select[Any]:
+    """Select the `limit` rows after `offset` others, or those after the key `after`, in the order of the primary key.
+
+    Each row of the result ends with True and the total of all rows that match. A page without rows is one row of the
+    result, with None in place of True.
+
+    Keys are found before rows: that takes no more than an index, whose order the planner then prefers to that of the
+    table, where the rows of one owner may come last.
+    """
+    key, attributes = primary_key(model), columns_of(model)
+    total = select_count(model, shape).cte("total")
+    keys = select(*key).where(*where_clauses(model, shape)).order_by(*key).limit(_hidden_parameter("limit"))
+    if after:
+        keys = keys.where(key[0] > bindparam("after", type_=key[0].type))
+    else:
+        keys = keys.offset(_hidden_parameter("offset"))
+    keys_of_page = keys.subquery("keys")
+    names = dict.fromkeys((*columns, *key_names(model)))
+    rows = select(*(attributes[name].label(name) for name in names), true().label(_IS_ROW))
+    same_key = [column == found for column, found in zip(key, keys_of_page.c, strict=True)]
+    # LATERAL and LIMIT: row by row. The planner takes the keys for many, and would read the whole table beside them.
+    page = rows.where(*same_key).limit(_ONE).lateral("page")
+    return (
+        select(*(page.c[name] for name in columns), page.c[_IS_ROW], total.c.rows)
+        .select_from(total.outerjoin(keys_of_page.join(page, true()), true()))
+        .order_by(*(page.c[name] for name in key_names(model)))
+        .execution_options(**BUILT_ONCE)
+    )
+
+
+@lru_cache(maxsize=1024)
+def select_count(model: type[Base], shape: FilterShape) -> Select[Any]:
+    kept = _kept_count_clauses(model, shape)
+    if kept is not None:
+        # The sum of bigints is numeric, which the driver returns as a Decimal.
+        statement = select(cast(func.coalesce(func.sum(RowCount.rows), _ZERO), BigInteger).label("rows")).where(*kept)
+    else:
+        counted = select(func.count().label("rows")).select_from(model.__table__)
+        statement = counted.where(*where_clauses(model, shape))
+    return statement.execution_options(**BUILT_ONCE)
+
+
+def _kept_count_clauses(model: type[Base], shape: FilterShape) -> list[ColumnElement[bool]] | None:
+    """Select the slots that hold the count of exactly these rows; None if triggers keep no such count."""
+    if not issubclass(model, Counted):
+        return None
+    owner_column, values = model.__counted_by__, dict(shape)
+    is_living = "is_deleted" not in columns_of(model) or values.pop("is_deleted", None) is False
+    owner: ColumnElement[Any] = _ZERO
+    if owner_column is not None:
+        value = values.pop(owner_column, None)
+        if value is None or isinstance(value, bool):
+            return None
+        owner = _right_operand(columns_of(model)[owner_column], f"where_{owner_column}", value)
+    if values or not is_living:
+        return None
+    return [RowCount.relation == literal(model.__tablename__), RowCount.owner == owner]
+
+
+@lru_cache(maxsize=1024)
+def select_exists(model: type[Base], shape: FilterShape) -> Select[Any]:
+    statement = select(exists().select_from(model.__table__).where(*where_clauses(model, shape)))
+    return statement.execution_options(**BUILT_ONCE)
