@@ -9,7 +9,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .SUFFIXES:
 
 # `python -m` instead of the scripts in .venv/bin, whose first line breaks when the folder is moved or renamed.
-python := ../.venv/bin/python
+# The whole path, because Python 3.14 warns at each start when it is called by one with `..` in it.
+python := "$(CURDIR)/.venv/bin/python"
 compile := UV_NO_CONFIG=1 $(python) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header $(if $(UPGRADE),--upgrade) pyproject.toml
 
