@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The whole path, because Python 3.14 warns at each start when it is called by one with `..` in it.
 python := "$(CURDIR)/.venv/bin/python"
 compile := UV_NO_CONFIG=1 $(python) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-header $(if $(UPGRADE),--upgrade) pyproject.toml
+	--no-header --excludes unused.txt $(if $(UPGRADE),--upgrade) pyproject.toml
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,7 +20,8 @@ help:  ## Show this list
 install: .venv/installed  ## Create .venv/ with exactly what src/requirements-dev.lock names
 
 # uv, itself checked against the lock, installs in a third of the time that pip takes, but knows nothing of pip's
-# settings (mirror, certificates): where it fails, pip does the work.
+# settings (mirror, certificates): where it fails, pip does the work. --no-deps: the lock is complete but for unused.txt,
+# and pip would look for what that names.
 .venv/installed: src/requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2; exit 1; }
@@ -31,7 +32,7 @@ install: .venv/installed  ## Create .venv/ with exactly what src/requirements-de
 			--python .venv/bin/python $<; } || { \
 		echo 'uv could not install the packages; trying pip' >&2; \
 		.venv/bin/python -m ensurepip >/dev/null; \
-		.venv/bin/python -m pip install --quiet --require-hashes -r $<; }
+		.venv/bin/python -m pip install --quiet --require-hashes --no-deps -r $<; }
 	@touch $@
 
 run: install  ## Start PostgreSQL, Valkey, API and worker (PORT=8000)
