@@ -5,7 +5,7 @@ PORT ?= 8000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test soak bench growth overload check lint format types openapi lock lock-check clean
+.PHONY: help install run test soak bench growth overload canary check lint format types openapi lock lock-check clean
 .SUFFIXES:
 
 # `python -m` instead of the scripts in .venv/bin, whose first line breaks when the folder is moved or renamed.
@@ -49,6 +49,9 @@ bench: install  ## Compare what a request costs with the same written by hand; `
 
 growth overload: bench
 
+canary: install  ## Run the tests on the newest and on the lowest versions; ARGS=lowest
+	@cd src && $(python) -m scripts.canary $(ARGS)
+
 check: lint types lock-check  ## Everything that CI runs
 	cd src && $(python) -m scripts.openapi --check
 	cd src && $(python) -m scripts.servers sh -c \
@@ -84,5 +87,5 @@ lock-check: install
 		{ echo 'the lock files are not current: make lock' >&2; exit 1; }
 
 clean:  ## Remove .venv/ and caches, not the data in .local/
-	rm -rf .venv src/.mypy_cache src/.pytest_cache src/.ruff_cache src/.import_linter_cache src/.hypothesis
+	rm -rf .venv .venv-canary-* src/.mypy_cache src/.pytest_cache src/.ruff_cache src/.import_linter_cache src/.hypothesis
 	find src -name __pycache__ -type d -prune -exec rm -rf {} +
