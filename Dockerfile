@@ -1,14 +1,14 @@
-# The packages of the lock, in a virtual environment that the other stages copy.
-FROM python:3.13-slim AS packages
+# The packages of the lock, in a virtual environment that the other stages copy. --no-deps: see src/unused.txt.
+FROM python:3.14-slim AS packages
 RUN python -m venv /venv
 COPY src/requirements.lock /
-RUN /venv/bin/python -m pip install --no-cache-dir --require-hashes -r /requirements.lock
+RUN /venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r /requirements.lock
 
 FROM packages AS test-packages
 COPY src/requirements-dev.lock /
-RUN /venv/bin/python -m pip install --no-cache-dir --require-hashes -r /requirements-dev.lock
+RUN /venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r /requirements-dev.lock
 
-FROM python:3.13-slim AS base
+FROM python:3.14-slim AS base
 ENV PATH=/venv/bin:$PATH \
     # /code for `python -m src.scripts…`, /code/src for `app`
     PYTHONPATH=/code/src \

@@ -5,13 +5,14 @@ PORT ?= 8000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test soak bench growth overload check lint format types openapi lock lock-check clean
+.PHONY: help install run test soak bench growth overload canary check lint format types openapi lock lock-check clean
 .SUFFIXES:
 
 # `python -m` instead of the scripts in .venv/bin, whose first line breaks when the folder is moved or renamed.
-python := ../.venv/bin/python
+# The whole path, because Python 3.14 warns at each start when it is called by one with `..` in it.
+python := "$(CURDIR)/.venv/bin/python"
 compile := UV_NO_CONFIG=1 $(python) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-header $(if $(UPGRADE),--upgrade) pyproject.toml
+	--no-header --excludes unused.txt $(if $(UPGRADE),--upgrade) pyproject.toml
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -19,7 +20,8 @@ help:  ## Show this list
 install: .venv/installed  ## Create .venv/ with exactly what src/requirements-dev.lock names
 
 # uv, itself checked against the lock, installs in a third of the time that pip takes, but knows nothing of pip's
-# settings (mirror, certificates): where it fails, pip does the work.
+# settings (mirror, certificates): where it fails, pip does the work. --no-deps: the lock is complete but for unused.txt,
+# and pip would look for what that names.
 .venv/installed: src/requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2; exit 1; }
@@ -30,7 +32,7 @@ install: .venv/installed  ## Create .venv/ with exactly what src/requirements-de
 			--python .venv/bin/python $<; } || { \
 		echo 'uv could not install the packages; trying pip' >&2; \
 		.venv/bin/python -m ensurepip >/dev/null; \
-		.venv/bin/python -m pip install --quiet --require-hashes -r $<; }
+		.venv/bin/python -m pip install --quiet --require-hashes --no-deps -r $<; }
 	@touch $@
 
 run: install  ## Start PostgreSQL, Valkey, API and worker (PORT=8000)
@@ -46,6 +48,9 @@ bench: install  ## Compare what a request costs with the same written by hand; `
 	@cd src && exec $(python) -m bench $(strip $(filter growth overload,$(MAKECMDGOALS)) $(ARGS))
 
 growth overload: bench
+
+canary: install  ## Run the tests on the newest and on the lowest versions; ARGS=lowest
+	@cd src && $(python) -m scripts.canary $(ARGS)
 
 check: lint types lock-check  ## Everything that CI runs
 	cd src && $(python) -m scripts.openapi --check
@@ -82,5 +87,5 @@ lock-check: install
 		{ echo 'the lock files are not current: make lock' >&2; exit 1; }
 
 clean:  ## Remove .venv/ and caches, not the data in .local/
-	rm -rf .venv src/.mypy_cache src/.pytest_cache src/.ruff_cache src/.import_linter_cache src/.hypothesis
+	rm -rf .venv .venv-canary-* src/.mypy_cache src/.pytest_cache src/.ruff_cache src/.import_linter_cache src/.hypothesis
 	find src -name __pycache__ -type d -prune -exec rm -rf {} +

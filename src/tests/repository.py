@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.environment import SRC
 
 TOP = SRC.parent
-_NOT_OURS = {".git", ".hypothesis", ".local", ".venv", "__pycache__", "logs"}
+_NOT_OURS = re.compile(r"\.git|\.hypothesis|\.local|\.venv(-.*)?|__pycache__|logs|.*_cache")
 
 
 def project_files() -> list[Path]:
@@ -21,7 +21,7 @@ def project_files() -> list[Path]:
         files = [
             file
             for file in TOP.rglob("*")
-            if not any(part in _NOT_OURS or part.endswith("_cache") for part in file.relative_to(TOP).parts)
+            if not any(map(_NOT_OURS.fullmatch, file.relative_to(TOP).parts))
             and (file.name != ".env" and not file.name.endswith(".pyc"))
         ]
     return sorted(file for file in files if file.is_file())
