@@ -11,7 +11,7 @@ from sqlalchemy import ClauseElement, ColumnElement, CursorResult, Update, delet
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Base, Database, fetch_all
-from app.core.exceptions import UnknownFilterError
+from app.core.exceptions import NotFoundError, UnknownFilterError
 from app.core.models import now
 from app.crud.helper import (
     Columns,
@@ -19,6 +19,8 @@ from app.crud.helper import (
     columns_to_select,
     conditions,
     key_names,
+    lock_key,
+    lookups,
     primary_key,
     select_count,
     select_distant_page,
@@ -38,6 +40,10 @@ DeleteT = TypeVar("DeleteT", bound=BaseModel)
 Schema = type[BaseModel] | Sequence[str]
 
 
+def _not_found(models: Sequence[str]) -> NotFoundError:
+    return NotFoundError(f"{' or '.join(models)} not found")
+
+
 class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     """Queries on one model; filters are `column=value`, all of which must hold (`None` is SQL's NULL)."""
 
@@ -49,7 +55,12 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         columns = columns_to_select(self.model, schema_to_select)
         shape, parameters = shape_of(self.model, filters)
         rows = await fetch_all(db, select_one(self.model, columns, shape), parameters)
-        return dict(zip(columns, rows[0], strict=True)) if rows else None
+        if models := lookups(shape):
+            *_, is_there, all_found = rows[0]
+            if not all_found:
+                raise _not_found(models)
+            rows = rows if is_there else []
+        return dict(zip(columns, rows[0], strict=False)) if rows else None
 
     async def get_multi(
         self,
@@ -82,6 +93,8 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
             parameters |= {"limit": limit}
         rows = await fetch_all(db, statement, parameters)
         *_, found, total = rows[0]
+        if total is None:
+            raise _not_found(lookups(shape))
         data = [dict(zip(columns, row, strict=False)) for row in rows[:limit]] if found else []
         return {
             "data": data,
@@ -100,6 +113,13 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         shape, parameters = shape_of(self.model, filters)
         rows = await fetch_all(db, select_count(self.model, shape), parameters)
         return int(rows[0][0])
+
+    async def lock_key(self, db: AsyncSession, **filters: Any) -> Any:
+        """Return the primary key of the one row that matches, or None. Nobody deletes the row or changes a column that
+        is unique until the commit: what is written below a name stays below it.
+        """
+        shape, parameters = shape_of(self.model, filters)
+        return (await db.execute(lock_key(self.model, shape), parameters)).scalar_one_or_none()
 
     async def create(self, db: AsyncSession, object: CreateT) -> ModelT:
         """Insert a row and return it as the model, with what the database filled in."""

@@ -1,4 +1,3 @@
-from functools import lru_cache
 from typing import Any, cast
 from uuid import UUID
 
@@ -9,12 +8,13 @@ from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.exceptions import ConflictError
 from app.core.models import now
 from app.crud.crud_base import CRUDBase
-from app.crud.helper import Lookup, Shape, columns_of, conditions, shape_of
+from app.crud.helper import Lookup, columns_of
 from app.models.password_reset import PasswordReset
 from app.models.rate_limit import RateLimit
 from app.models.session import Session
 from app.models.user import User
-from app.schemas.user import Caller, UserCreateInternal, UserDelete, UserUpdate, UserUpdateInternal
+from app.schemas.rate_limit import RateLimitRead
+from app.schemas.user import Caller, UserCreateInternal, UserDelete, UserReadOwn, UserUpdate, UserUpdateInternal
 
 
 def _select_caller(*session: ColumnElement[Any]) -> Select[Any]:
@@ -42,9 +42,18 @@ _SELECT_CALLER_IN_SESSION = _select_caller(
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
 
-@lru_cache
-def _hold_user(shape: Shape) -> Select[Any]:
-    return select(columns_of(User)["id"]).where(*conditions(User, shape)).with_for_update(read=True, key_share=True)
+_OWN_KEYS = tuple(UserReadOwn.model_fields)
+_LIMIT_KEYS = tuple(RateLimitRead.model_fields)
+_SELECT_WITH_RATE_LIMITS = (
+    select(
+        *(getattr(User, key) for key in _OWN_KEYS),
+        *(getattr(RateLimit, key).label(f"rate_limit_{key}") for key in _LIMIT_KEYS),
+    )
+    .outerjoin(RateLimit, RateLimit.tier_id == User.tier_id)
+    .where(User.username == bindparam("username"), ~User.is_deleted)
+    .order_by(RateLimit.id)
+    .execution_options(**BUILT_ONCE)
+)
 
 
 class LastSuperuserError(ConflictError):
@@ -62,6 +71,15 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
             values = {"user": uuid, "path": path, "session": session}
             rows = await fetch_all(db, _SELECT_CALLER_IN_SESSION, values)
         return cast(Caller, dict(zip(_CALLER_KEYS, rows[0], strict=True))) if rows else None
+
+    async def get_with_rate_limits(self, db: Database, username: str) -> dict[str, Any] | None:
+        """Return the living user of this name as `UserReadRateLimits` has it, or None."""
+        rows = await fetch_all(db, _SELECT_WITH_RATE_LIMITS, {"username": username})
+        if not rows:
+            return None
+        parts = [(row[: len(_OWN_KEYS)], dict(zip(_LIMIT_KEYS, row[len(_OWN_KEYS) :], strict=True))) for row in rows]
+        user = dict(zip(_OWN_KEYS, parts[0][0], strict=True))
+        return {**user, "tier_rate_limits": [limit for _, limit in parts if limit["id"] is not None]}
 
     async def get_credentials(self, db: Database, username_or_email: str) -> dict[str, Any] | None:
         """Return id, uuid, is_superuser and hashed_password of the living user of this name or address, or None."""
@@ -106,15 +124,6 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate, UserUpdateInternal
     def id_of(self, username: str) -> Lookup:
         """For a filter of another entity's query: the id of the living user of this name."""
         return Lookup(User, "id", {"username": username, "is_deleted": False})
-
-    async def hold_name(self, db: AsyncSession, username: str, **filters: Any) -> int | None:
-        """Return the id of the user who has this name, or None, and let nobody change the name until the commit.
-
-        What is written under a name is removed from the cache under it: neither may change in between.
-        """
-        shape, parameters = shape_of(User, {"username": username, **filters})
-        row = (await db.execute(_hold_user(shape), parameters)).one_or_none()
-        return None if row is None else int(row[0])
 
     async def lock_for_deletion(self, db: AsyncSession, username: str) -> dict[str, Any] | None:
         """Return id and is_deleted of the user who has this name, or None, holding the row until the commit.

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Subquery,
     Table,
     Update,
+    and_,
     bindparam,
     case,
     cast,
@@ -44,7 +45,11 @@ _ZERO, _ONE = literal_column("0", BigInteger), literal_column("1", BigInteger)
 
 
 class Lookup(NamedTuple):
-    """For a filter: the column of the one row of another model that matches; without one, nothing equals it."""
+    """For a filter: the column of the one row of another model that matches.
+
+    Without such a row nothing equals it, and `get` and `get_multi` raise NotFoundError: the statement that reads tells
+    "no such author" from "no posts", since a second statement could see another state.
+    """
 
     model: type[Base]
     column: str
@@ -115,6 +120,16 @@ def _compared(column: ColumnElement[Any], parameter: str, value: str | Sought) -
     return select(columns_of(model)[name]).where(*conditions(model, shape, f"{parameter}_")).scalar_subquery()
 
 
+def lookups(shape: Shape) -> list[str]:
+    """The names of the models in which the filters look something up."""
+    return [value[0].__name__ for _, value in shape if isinstance(value, tuple)]
+
+
+def _all_found(model: type[Base], shape: Shape) -> ColumnElement[bool]:
+    sought = [(columns_of(model)[name], f"where_{name}", value) for name, value in shape if isinstance(value, tuple)]
+    return and_(*(_compared(*each).is_not(None) for each in sought))
+
+
 def known(limit: int) -> BindParameter[int]:
     """A limit that stands in the statement itself: the planner would take one that comes later for a tenth of all."""
     return bindparam("limit", limit, literal_execute=True)
@@ -147,7 +162,16 @@ def update_rows(model: type[Base], names: Columns, shape: Shape, returned: Colum
 def select_one(model: type[Base], columns: Columns, shape: Shape) -> Select[Any]:
     chosen = [columns_of(model)[name] for name in columns]
     statement = select(*chosen).where(*conditions(model, shape)).order_by(*primary_key(model)).limit(1)
+    if lookups(shape):  # one row in any case, which ends with whether the row is there, and all that is looked up
+        row = statement.add_columns(true().label(_FOUND)).subquery("row")
+        found = select(_all_found(model, shape).label("all_found")).subquery("lookups")
+        statement = select(row, found).select_from(found.outerjoin(row, true()))
     return statement.execution_options(**BUILT_ONCE)
+
+
+@lru_cache(maxsize=1024)
+def lock_key(model: type[Base], shape: Shape) -> Select[Any]:
+    return select(*primary_key(model)).where(*conditions(model, shape)).with_for_update(read=True, key_share=True)
 
 
 @lru_cache(maxsize=1024)
@@ -201,7 +225,11 @@ def _with_total(model: type[Base], columns: Columns, total: CTE, keys: Subquery)
 
 
 def _total(model: type[Base], shape: Shape) -> CTE:
-    return select_count(model, shape).cte("total")
+    """How many rows match; NULL when something that is looked up is not there."""
+    count = select_count(model, shape)
+    if lookups(shape):
+        count = select(case((_all_found(model, shape), count.scalar_subquery())).label("rows"))
+    return count.cte("total")
 
 
 def _of(total: CTE, value: ColumnElement[Any]) -> ScalarSelect[Any]:
