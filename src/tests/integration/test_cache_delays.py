@@ -220,12 +220,11 @@ class Blogs:
         if status == 200:
             answer = json.loads(body)
             shown = [post["title"] for post in answer["data"]] if "data" in answer else [answer["title"]]
-        # The author is looked up first, the posts a moment later.
-        possible: list[list[str] | None] = [None] * any(state.name != name for state in states)
-        if any(state.name == name for state in states):
-            for state in states:
-                posts = [post for post in state.posts if number in {0, post[0]}]
-                possible.append(titles(tuple(posts)) if posts or not number else None)
+        possible: list[list[str] | None] = []
+        for state in states:
+            posts = [post for post in state.posts if number in {0, post[0]}]
+            is_found = state.name == name and (posts or not number)
+            possible.append(titles(tuple(posts)) if is_found else None)
         assert status in {200, 404}, body
         assert shown in possible, f"{path}: {shown} was read, {possible} were possible"
         self.checked += 1
