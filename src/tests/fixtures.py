@@ -26,7 +26,7 @@ from app.core.database import engine, read_engine, transaction
 from app.main import app as the_app
 from app.models.user import User
 from scripts.servers import HOST, Process, free_port
-from tests.environment import SRC, TEMPLATE, connect, create_database_async, drop_database_async
+from tests.environment import SRC, TEMPLATE, connected, create_database_async, drop_database_async
 from tests.factories import make_superuser, make_test_user
 from tests.helper import sign_in
 
@@ -60,9 +60,8 @@ async def redis() -> AsyncIterator[RedisRoles]:
 @pytest.fixture(scope="session")
 async def postgres() -> AsyncIterator["asyncpg.Connection[Any]"]:
     """A connection to this worker's database that the application knows nothing of."""
-    connection = await connect(settings.POSTGRES_DB)
-    yield connection
-    await connection.close()
+    async with connected(settings.POSTGRES_DB) as connection:
+        yield connection
 
 
 _TABLES = """
@@ -88,7 +87,8 @@ async def empty_servers(
 
 
 @asynccontextmanager
-async def _database(template: str) -> AsyncIterator[str]:
+async def own_database(template: str = TEMPLATE) -> AsyncIterator[str]:
+    """The name of a database like the template, which goes at the end."""
     name = f"test_{uuid4().hex}"
     await create_database_async(name, template)
     try:
@@ -100,14 +100,14 @@ async def _database(template: str) -> AsyncIterator[str]:
 @pytest.fixture
 async def database() -> AsyncIterator[str]:
     """The name of a migrated database of the test's own, for programs it starts with POSTGRES_DB set to it."""
-    async with _database(TEMPLATE) as name:
+    async with own_database() as name:
         yield name
 
 
 @pytest.fixture
 async def empty_database() -> AsyncIterator[str]:
     """The name of a database without tables."""
-    async with _database("template0") as name:
+    async with own_database("template0") as name:
         yield name
 
 
@@ -277,9 +277,11 @@ def _recording(name: str, recorded_engine: AsyncEngine, recorded: Statements) ->
     }
     for event_name, listener in listeners.items():
         event.listen(recorded_engine.sync_engine, event_name, listener)
-    yield
-    for event_name, listener in listeners.items():
-        event.remove(recorded_engine.sync_engine, event_name, listener)
+    try:
+        yield
+    finally:
+        for event_name, listener in listeners.items():
+            event.remove(recorded_engine.sync_engine, event_name, listener)
 
 
 # -------- the commands as other processes --------

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from redis.asyncio import Redis
 from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user
 from app.core import cache as cache_module
 from app.core.cache import CacheStore, cache, do_not_store
-from app.core.config import settings
+from app.core.config import RedisCacheSettings, settings
 from app.core.exceptions import (
     CacheIdentificationInferenceError,
     InvalidRequestError,
@@ -59,11 +60,8 @@ def runs() -> Runs:
 @pytest.fixture
 async def own_store() -> AsyncIterator[CacheStore]:
     """The cache without endpoints, in use."""
-    store = CacheStore()
-    store.open(settings)
-    await wait_until(lambda: _is_usable(store))
-    yield store
-    await store.close()
+    async with opened(settings) as store:
+        yield store
 
 
 async def get(router: APIRouter, path: str) -> httpx.Response:
@@ -686,13 +684,10 @@ class TestManyKeys:
     @pytest.fixture
     async def store(self, server: Redis) -> AsyncIterator[CacheStore]:
         port = server.connection_pool.connection_kwargs["port"]
-        store = CacheStore()
         indexes = await server.zrange("@cache:indexes", 0, -1, withscores=True)
-        store.open(settings.model_copy(update={"REDIS_CACHE_PORT": port, "REDIS_CACHE_DB": 0}))
-        await wait_until(lambda: _is_usable(store))
-        await server.zadd("@cache:indexes", dict(indexes))  # which whoever starts clears
-        yield store
-        await store.close()
+        async with opened(settings.model_copy(update={"REDIS_CACHE_PORT": port, "REDIS_CACHE_DB": 0})) as store:
+            await server.zadd("@cache:indexes", dict(indexes))  # a process that starts clears them
+            yield store
 
     async def fill(self, store: CacheStore, name: str, pages: int) -> list[str]:
         keys = [f"{name}_posts:page_{page}:items_per_page:10:{name}" for page in range(pages)]
@@ -756,18 +751,24 @@ class TestWithoutTheCacheGroup:
 
 async def test_a_process_that_starts_trusts_nothing_older() -> None:
     """The one before it may have been killed between a commit and its removal."""
-    old = CacheStore()
-    old.open(settings)
-    await wait_until(lambda: _is_usable(old))
-    assert await old.fetch("shelf:1", b"\x00lease", 60) is None
-    await old.store("shelf:1", b"\x00lease", b"1", 60)
-    assert await old.fetch("shelf:1", b"\x00other", 60) == b"1"
-    await old.close()
-    new = CacheStore()
-    new.open(settings)
-    await wait_until(lambda: _is_usable(new))
-    assert await new.fetch("shelf:1", b"\x00other", 60) is None
-    await new.close()
+    async with opened(settings) as old:
+        assert await old.fetch("shelf:1", b"\x00lease", 60) is None
+        await old.store("shelf:1", b"\x00lease", b"1", 60)
+        assert await old.fetch("shelf:1", b"\x00other", 60) == b"1"
+    async with opened(settings) as new:
+        assert await new.fetch("shelf:1", b"\x00other", 60) is None
+
+
+@asynccontextmanager
+async def opened(own_settings: RedisCacheSettings) -> AsyncIterator[CacheStore]:
+    """The cache without endpoints, once it can be used."""
+    store = CacheStore()
+    store.open(own_settings)
+    try:
+        await wait_until(lambda: _is_usable(store))
+        yield store
+    finally:
+        await store.close()
 
 
 async def _is_usable(store: CacheStore) -> bool:

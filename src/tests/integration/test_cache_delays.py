@@ -41,11 +41,14 @@ class Proxy:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[int]:
         server = await asyncio.start_server(self._connect, HOST, 0)
-        yield server.sockets[0].getsockname()[1]
-        server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+            await server.wait_closed()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(self._connection(reader, writer))
@@ -53,7 +56,11 @@ class Proxy:
         await asyncio.wait([task])
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(HOST, self._target)
+        try:
+            there, back = await asyncio.open_connection(HOST, self._target)
+        except BaseException:
+            writer.close()
+            raise
         ways = [
             asyncio.create_task(way)
             for one, other in ((reader, back), (there, writer))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeAlias
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -26,7 +26,8 @@ from app.models.tier import Tier
 from app.schemas.post import PostRead, PostUpdate
 from app.schemas.session import Client
 from app.schemas.user import UserRead, UserReadOwn, UserUpdate
-from tests.environment import connect, create_database_async, drop_database_async
+from tests.environment import connected
+from tests.fixtures import own_database
 
 PROLIFIC = 5
 """Wrote the last third of the posts: whoever walks the table for the first of them passes by all others."""
@@ -67,21 +68,17 @@ Statement = tuple[str, Sequence[Any]]
 @pytest.fixture(scope="module")
 async def large() -> AsyncIterator[Connection]:
     """A connection to a database with many rows."""
-    name = f"test_{uuid4().hex}"
-    await create_database_async(name)
-    connection = await connect(name)
-    connection.add_log_listener(lambda *_: None)  # counting anew replaces the triggers, and says so
-    await connection.execute("SET client_min_messages = warning")
-    await connection.execute(FILL)
-    await connection.execute("VACUUM ANALYZE")
-    async with asyncio.timeout(30):
-        # Autovacuum, at another table at the same time, keeps this from marking the pages whose rows all can see. The
-        # planner thinks less of indexes without.
-        while await connection.fetchval(UNMARKED):
-            await connection.execute("VACUUM")
-    yield connection
-    await connection.close()
-    await drop_database_async(name)
+    async with own_database() as name, connected(name) as connection:
+        connection.add_log_listener(lambda *_: None)  # counting anew replaces the triggers, and says so
+        await connection.execute("SET client_min_messages = warning")
+        await connection.execute(FILL)
+        await connection.execute("VACUUM ANALYZE")
+        async with asyncio.timeout(30):
+            # Autovacuum, at another table at the same time, keeps this from marking the pages whose rows all can see.
+            # The planner thinks less of indexes without.
+            while await connection.fetchval(UNMARKED):
+                await connection.execute("VACUUM")
+        yield connection
 
 
 # -------- what the application asks, with values for the large database --------
@@ -178,10 +175,12 @@ def recording() -> Iterator[list[Statement]]:
     for each in (engine, read_engine):
         for name, listener in listeners:
             event.listen(each.sync_engine, name, listener)
-    yield sent
-    for each in (engine, read_engine):
-        for name, listener in listeners:
-            event.remove(each.sync_engine, name, listener)
+    try:
+        yield sent
+    finally:
+        for each in (engine, read_engine):
+            for name, listener in listeners:
+                event.remove(each.sync_engine, name, listener)
 
 
 async def statements_of(name: str) -> list[Statement]:

@@ -18,9 +18,10 @@ from app.crud.crud_users import crud_users
 from app.models.row_count import Counted
 from app.models.user import User
 from app.schemas.user import UserCreateInternal
-from tests.environment import connect
+from tests.environment import connected
 from tests.factories import make_post, make_user
 from tests.fixtures import Fetch
+from tests.helper import running
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
@@ -115,10 +116,7 @@ async def _write(connection: Connection, chance: random.Random) -> None:
 @pytest.fixture
 async def connections() -> AsyncIterator[list[Connection]]:
     async with AsyncExitStack() as stack:
-        opened = [await connect(settings.POSTGRES_DB) for _ in range(6)]
-        for connection in opened:
-            stack.push_async_callback(connection.close)
-        yield opened
+        yield [await stack.enter_async_context(connected(settings.POSTGRES_DB)) for _ in range(6)]
 
 
 class TestExact:
@@ -128,12 +126,11 @@ class TestExact:
     ) -> None:
         await fetch(NEW_USERS, 20)
         chance = random.Random(seed)
-        writers = [
-            asyncio.create_task(write_at_random(each, random.Random(chance.random()), 60)) for each in connections
-        ]
-        while not all(writer.done() for writer in writers):  # true of each snapshot, not of the last one alone
-            assert await fetch(DIFFERENCES) == []
-            await asyncio.sleep(0.01)
+        writing = (write_at_random(each, random.Random(chance.random()), 60) for each in connections)
+        async with running(*writing) as writers:
+            while not all(writer.done() for writer in writers):  # true of each snapshot, not of the last one alone
+                assert await fetch(DIFFERENCES) == []
+                await asyncio.sleep(0.01)
         assert sum([await writer for writer in writers]) > 100
         assert await fetch(DIFFERENCES) == []
         assert len(await fetch("SELECT FROM post WHERE NOT is_deleted LIMIT 10")) == 10

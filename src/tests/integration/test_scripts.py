@@ -14,7 +14,7 @@ from scripts.create_first_superuser import create_first_superuser
 from scripts.create_first_tier import create_first_tier
 from scripts.runner import ScriptError
 from scripts.servers import free_port
-from tests.environment import connect
+from tests.environment import connected
 from tests.factories import ADMIN_PASSWORD, make_tier, make_user
 from tests.fixtures import Fetch, HeadersFor, RunProgram
 from tests.helper import is_recent
@@ -51,12 +51,9 @@ class TestCommands:
         )
         assert superuser == (0, f"{CREATED}\n")
         assert tier == (0, f"Tier {settings.TIER_NAME} created.\n")
-        connection = await connect(empty_database)
-        try:
+        async with connected(empty_database) as connection:
             assert await connection.fetchval('SELECT username FROM "user"') == settings.ADMIN_USERNAME
             assert await connection.fetchval("SELECT name FROM tier") == settings.TIER_NAME
-        finally:
-            await connection.close()
 
     async def test_two_at_once(self, run_program: RunProgram, fetch: Fetch) -> None:
         results = await asyncio.gather(result(run_program, SUPERUSER), result(run_program, SUPERUSER))
