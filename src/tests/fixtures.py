@@ -21,13 +21,13 @@ from redis.asyncio import Redis
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app.core.config import settings
+from app.core.config import Settings, settings
 from app.core.database import engine, read_engine, transaction
 from app.main import app as the_app
 from app.models.user import User
 from scripts.servers import HOST, Process, free_port
 from tests.environment import SRC, TEMPLATE, connected, create_database_async, drop_database_async
-from tests.factories import make_superuser, make_test_user
+from tests.factories import make_admin, make_superuser, make_test_user, make_user
 from tests.helper import sign_in
 
 START_SECONDS = 30.0
@@ -111,6 +111,13 @@ async def empty_database() -> AsyncIterator[str]:
         yield name
 
 
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the settings themselves: the environment has a SECRET_KEY and nothing else."""
+    for name in os.environ.keys() & {*Settings.model_fields, "LICENSE"} - {"SECRET_KEY"}:
+        monkeypatch.delenv(name)
+
+
 # -------- rows --------
 
 
@@ -136,15 +143,19 @@ def fetch(postgres: "asyncpg.Connection[Any]") -> Fetch:
 
 
 @pytest.fixture
-async def user() -> User:
-    """The user whom TEST_* describe."""
+async def user(request: pytest.FixtureRequest) -> User:
+    """The user whom TEST_* describe; in `tests/integration` one whose name nobody else has in a test."""
+    if "integration" in request.path.parts:
+        return await make_user(name="Tester User", username="testeruser", email="test@tester.com")
     return await make_test_user()
 
 
 @pytest.fixture
-async def superuser() -> User:
-    """The superuser whom ADMIN_* describe."""
-    return await make_superuser()
+async def superuser(request: pytest.FixtureRequest) -> User:
+    """The superuser whom ADMIN_* describe; in `tests/integration` one whose name nobody else has in a test."""
+    if "integration" in request.path.parts:
+        return await make_superuser(name="admin", username="admin", email="admin@admin.com")
+    return await make_admin()
 
 
 # -------- the application in this process --------

@@ -15,7 +15,7 @@ from scripts.create_first_tier import create_first_tier
 from scripts.runner import ScriptError
 from scripts.servers import free_port
 from tests.environment import connected
-from tests.factories import ADMIN_PASSWORD, make_tier, make_user
+from tests.factories import ADMIN_PASSWORD, make_admin, make_tier, make_user
 from tests.fixtures import Fetch, HeadersFor, RunProgram
 from tests.helper import is_recent
 
@@ -23,6 +23,11 @@ SUPERUSER = "scripts.create_first_superuser"
 TIER = "scripts.create_first_tier"
 CREATED = f"Superuser {settings.ADMIN_USERNAME} created."
 THERE = f"Superuser {settings.ADMIN_USERNAME} is already there."
+
+
+@pytest.fixture
+async def superuser() -> User:
+    return await make_admin()
 
 
 async def result(run_program: RunProgram, module: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
