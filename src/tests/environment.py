@@ -9,6 +9,8 @@ import os
 import secrets
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +67,10 @@ def choose_databases(worker: str) -> None:
     create_database(f"test_{worker}")
 
 
-async def connect(database: str) -> "asyncpg.Connection[Any]":
+@asynccontextmanager
+async def connected(database: str) -> "AsyncIterator[asyncpg.Connection[Any]]":
     """Connect as the server's superuser, beside the application's own connections."""
-    return await asyncpg.connect(
+    connection = await asyncpg.connect(
         host=os.environ["POSTGRES_SERVER"],
         port=int(os.environ["POSTGRES_PORT"]),
         user=os.environ["POSTGRES_USER"],
@@ -75,23 +78,21 @@ async def connect(database: str) -> "asyncpg.Connection[Any]":
         database=database,
         server_settings={"lock_timeout": "10s"},
     )
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 async def create_database_async(name: str, template: str = TEMPLATE) -> None:
     """Create a database like the template; `template0` is an empty one."""
-    connection = await connect("postgres")
-    try:
+    async with connected("postgres") as connection:
         await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-    finally:
-        await connection.close()
 
 
 async def drop_database_async(name: str) -> None:
-    connection = await connect("postgres")
-    try:
+    async with connected("postgres") as connection:
         await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    finally:
-        await connection.close()
 
 
 def create_database(name: str, template: str = TEMPLATE) -> None:

@@ -44,18 +44,19 @@ async def make_user(*, password: str = PASSWORD, **values: Any) -> User:
         return await crud_users.create(db, internal)
 
 
-async def make_test_user(**values: Any) -> User:
+async def make_test_user() -> User:
     """Sign up the user whom TEST_NAME, TEST_EMAIL and TEST_USERNAME describe."""
-    named = {"name": settings.TEST_NAME, "email": settings.TEST_EMAIL, "username": settings.TEST_USERNAME}
-    return await make_user(**{**named, **values})
+    return await make_user(name=settings.TEST_NAME, email=settings.TEST_EMAIL, username=settings.TEST_USERNAME)
 
 
 async def make_superuser(**values: Any) -> User:
-    """Make a superuser; the first one is called as ADMIN_* say."""
-    named = {"name": settings.ADMIN_NAME, "email": settings.ADMIN_EMAIL, "username": settings.ADMIN_USERNAME}
-    if "username" in values:
-        named = {}
-    return await make_user(**{"password": ADMIN_PASSWORD, "is_superuser": True, **named, **values})
+    """Make a superuser; the password is ADMIN_PASSWORD unless named."""
+    return await make_user(**{"password": ADMIN_PASSWORD, "is_superuser": True, **values})
+
+
+async def make_admin() -> User:
+    """Make the superuser whom ADMIN_NAME, ADMIN_EMAIL and ADMIN_USERNAME describe."""
+    return await make_superuser(name=settings.ADMIN_NAME, email=settings.ADMIN_EMAIL, username=settings.ADMIN_USERNAME)
 
 
 async def make_post(user: User, **values: Any) -> Post:

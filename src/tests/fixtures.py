@@ -21,13 +21,13 @@ from redis.asyncio import Redis
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app.core.config import settings
+from app.core.config import Settings, settings
 from app.core.database import default_engines, transaction
 from app.main import app as the_app
 from app.models.user import User
 from scripts.servers import HOST, Process, free_port
-from tests.environment import SRC, TEMPLATE, connect, create_database_async, drop_database_async
-from tests.factories import make_superuser, make_test_user
+from tests.environment import SRC, TEMPLATE, connected, create_database_async, drop_database_async
+from tests.factories import make_admin, make_superuser, make_test_user, make_user
 from tests.helper import sign_in, wait_until
 
 START_SECONDS = 30.0
@@ -60,9 +60,8 @@ async def redis() -> AsyncIterator[RedisRoles]:
 @pytest.fixture(scope="session")
 async def postgres() -> AsyncIterator["asyncpg.Connection[Any]"]:
     """A connection to this worker's database that the application knows nothing of."""
-    connection = await connect(settings.POSTGRES_DB)
-    yield connection
-    await connection.close()
+    async with connected(settings.POSTGRES_DB) as connection:
+        yield connection
 
 
 _TABLES = """
@@ -88,7 +87,8 @@ async def empty_servers(
 
 
 @asynccontextmanager
-async def _database(template: str) -> AsyncIterator[str]:
+async def own_database(template: str = TEMPLATE) -> AsyncIterator[str]:
+    """The name of a database like the template, which goes at the end."""
     name = f"test_{uuid4().hex}"
     await create_database_async(name, template)
     try:
@@ -100,15 +100,22 @@ async def _database(template: str) -> AsyncIterator[str]:
 @pytest.fixture
 async def database() -> AsyncIterator[str]:
     """The name of a migrated database of the test's own, for programs it starts with POSTGRES_DB set to it."""
-    async with _database(TEMPLATE) as name:
+    async with own_database() as name:
         yield name
 
 
 @pytest.fixture
 async def empty_database() -> AsyncIterator[str]:
     """The name of a database without tables."""
-    async with _database("template0") as name:
+    async with own_database("template0") as name:
         yield name
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the settings themselves: the environment has a SECRET_KEY and nothing else."""
+    for name in os.environ.keys() & {*Settings.model_fields, "LICENSE"} - {"SECRET_KEY"}:
+        monkeypatch.delenv(name)
 
 
 # -------- rows --------
@@ -136,15 +143,19 @@ def fetch(postgres: "asyncpg.Connection[Any]") -> Fetch:
 
 
 @pytest.fixture
-async def user() -> User:
-    """The user whom TEST_* describe."""
+async def user(request: pytest.FixtureRequest) -> User:
+    """The user whom TEST_* describe; in `tests/integration` one whose name nobody else has in a test."""
+    if "integration" in request.path.parts:
+        return await make_user(name="Tester User", username="testeruser", email="test@tester.com")
     return await make_test_user()
 
 
 @pytest.fixture
-async def superuser() -> User:
-    """The superuser whom ADMIN_* describe."""
-    return await make_superuser()
+async def superuser(request: pytest.FixtureRequest) -> User:
+    """The superuser whom ADMIN_* describe; in `tests/integration` one whose name nobody else has in a test."""
+    if "integration" in request.path.parts:
+        return await make_superuser(name="admin", username="admin", email="admin@admin.com")
+    return await make_admin()
 
 
 # -------- the application in this process --------
@@ -297,9 +308,11 @@ def _recording(name: str, recorded_engine: AsyncEngine, recorded: Statements) ->
     }
     for event_name, listener in listeners.items():
         event.listen(recorded_engine.sync_engine, event_name, listener)
-    yield
-    for event_name, listener in listeners.items():
-        event.remove(recorded_engine.sync_engine, event_name, listener)
+    try:
+        yield
+    finally:
+        for event_name, listener in listeners.items():
+            event.remove(recorded_engine.sync_engine, event_name, listener)
 
 
 # -------- the commands as other processes --------

@@ -3,15 +3,17 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from app.models.user import User
 from tests.factories import passwords
 
+T = TypeVar("T")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -36,6 +38,21 @@ def assert_unauthorized(response: httpx.Response) -> None:
 
 def assert_error(response: httpx.Response, status_code: int, detail: str) -> None:
     assert (response.status_code, response.json()) == (status_code, {"detail": detail})
+
+
+@asynccontextmanager
+async def running(*work: Awaitable[T]) -> AsyncIterator["list[asyncio.Future[T]]"]:
+    """Run these beside the block; when it ends, they have ended. A test that fails leaves none to its neighbours."""
+    tasks: list[asyncio.Future[T]] = [asyncio.ensure_future(each) for each in work]
+    try:
+        yield tasks
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
+    finally:
+        async with asyncio.timeout(20):
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:

@@ -93,7 +93,8 @@ async def get_editable_user_id(username: Username, current_user: CurrentUser, re
     user = await crud_users.get(reader, ["id"], username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")
-    if not current_user["is_superuser"]:
+    # By id: the caller may have taken this name since the token was looked up.
+    if user["id"] != current_user["id"] and not current_user["is_superuser"]:
         raise ForbiddenError
     return int(user["id"])
 
@@ -101,14 +102,17 @@ async def get_editable_user_id(username: Username, current_user: CurrentUser, re
 EditableUserId = Annotated[int, Depends(get_editable_user_id)]
 
 
-async def get_own_user_id(username: Username, current_user: CurrentUser, db: SessionDep, reader: ReaderDep) -> int:
-    """The id of the user named in the path, for that user only, who keeps the name until the request has committed."""
-    user_id = await get_editable_user_id(username, current_user, reader)
+async def get_own_user_id(username: Username, current_user: CurrentUser, db: SessionDep) -> int:
+    """The id of the user named in the path, for that user only, who keeps the name until the request has committed.
+
+    What is written under a name is removed from the cache under it: neither may change in between.
+    """
+    user_id = await crud_users.lock_key(db, username=username, is_deleted=False)
+    if user_id is None:
+        raise NotFoundError("User not found")
     if user_id != current_user["id"]:
         raise ForbiddenError
-    if await crud_users.hold_name(db, username, id=user_id, is_deleted=False) is None:
-        raise NotFoundError("User not found")
-    return user_id
+    return int(user_id)
 
 
 OwnUserId = Annotated[int, Depends(get_own_user_id)]

@@ -14,13 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
 from app.core.database import Base, Database, fetch_all
-from app.core.exceptions import UnknownFilterError
+from app.core.exceptions import NotFoundError, UnknownFilterError
 from app.core.models import now
 from app.crud.statements import (
     Columns,
     columns_of,
     columns_to_select,
     key_names,
+    lock_key,
+    lookups,
     parse_filters,
     primary_key,
     select_count,
@@ -40,6 +42,10 @@ DeleteT = TypeVar("DeleteT", bound=BaseModel, default=BaseModel)
 Schema = type[BaseModel] | Sequence[str]
 
 
+def _not_found(models: Sequence[str]) -> NotFoundError:
+    return NotFoundError(f"{' or '.join(models)} not found")
+
+
 class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     """Queries on one model; filters are `column=value`, all of which must hold (`None` is SQL's NULL).
 
@@ -55,7 +61,12 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         columns = columns_to_select(self.model, schema_to_select)
         shape, parameters = parse_filters(self.model, filters)
         rows = await fetch_all(db, select_one(self.model, columns, shape), parameters)
-        return dict(zip(columns, rows[0], strict=True)) if rows else None
+        if models := lookups(shape):
+            *_, is_there, all_found = rows[0]
+            if not all_found:
+                raise _not_found(models)
+            rows = rows if is_there else []
+        return dict(zip(columns, rows[0], strict=False)) if rows else None
 
     async def get_multi(
         self,
@@ -85,6 +96,8 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
             parameters |= {"limit": limit + 1, "after": after}  # one row more shows whether there are more
         rows = await fetch_all(db, select_page(self.model, columns, shape, after=after is not None), parameters)
         *_, is_row, total = rows[0]
+        if total is None:
+            raise _not_found(lookups(shape))
         data = [dict(zip(columns, row, strict=False)) for row in rows[:limit]] if is_row else []
         return {
             "data": data,
@@ -103,6 +116,14 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         shape, parameters = parse_filters(self.model, filters)
         rows = await fetch_all(db, select_count(self.model, shape), parameters)
         return int(rows[0][0])
+
+    async def lock_key(self, db: AsyncSession, **filters: Any) -> Any:
+        """Return the primary key of the one row that matches, or None, and lock it until the commit.
+
+        Meanwhile no other transaction deletes the row or changes a unique column of it, such as a name.
+        """
+        shape, parameters = parse_filters(self.model, filters)
+        return (await db.execute(lock_key(self.model, shape), parameters)).scalar_one_or_none()
 
     async def create(self, db: AsyncSession, object: CreateT) -> ModelT:
         """Insert a row and return it as the model, with what the database filled in."""

@@ -1,4 +1,3 @@
-from functools import lru_cache
 from typing import Any, cast
 from uuid import UUID
 
@@ -9,12 +8,13 @@ from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.exceptions import ConflictError
 from app.core.models import now
 from app.crud.crud_base import CRUDBase
-from app.crud.statements import FilterShape, Lookup, columns_of, parse_filters, where_clauses
+from app.crud.statements import Lookup, columns_of
 from app.models.password_reset import PasswordReset
 from app.models.rate_limit import RateLimit
 from app.models.session import Session
 from app.models.user import User
-from app.schemas.user import Caller, UserCreateInternal, UserUpdate
+from app.schemas.rate_limit import RateLimitRead
+from app.schemas.user import Caller, UserCreateInternal, UserReadOwn, UserUpdate
 
 
 def _select_caller(*session: ColumnElement[Any]) -> Select[Any]:
@@ -42,9 +42,18 @@ _SELECT_CALLER_IN_SESSION = _select_caller(
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
 
-@lru_cache
-def _lock_user(shape: FilterShape) -> Select[Any]:
-    return select(columns_of(User)["id"]).where(*where_clauses(User, shape)).with_for_update(read=True, key_share=True)
+_OWN_KEYS = tuple(UserReadOwn.model_fields)
+_LIMIT_KEYS = tuple(RateLimitRead.model_fields)
+_SELECT_WITH_RATE_LIMITS = (
+    select(
+        *(getattr(User, key) for key in _OWN_KEYS),
+        *(getattr(RateLimit, key).label(f"rate_limit_{key}") for key in _LIMIT_KEYS),
+    )
+    .outerjoin(RateLimit, RateLimit.tier_id == User.tier_id)
+    .where(User.username == bindparam("username"), ~User.is_deleted)
+    .order_by(RateLimit.id)
+    .execution_options(**BUILT_ONCE)
+)
 
 
 class LastSuperuserError(ConflictError):
@@ -65,6 +74,15 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
             values = {"user": uuid, "path": path, "session": session}
             rows = await fetch_all(db, _SELECT_CALLER_IN_SESSION, values)
         return cast(Caller, dict(zip(_CALLER_KEYS, rows[0], strict=True))) if rows else None
+
+    async def get_with_rate_limits(self, db: Database, username: str) -> dict[str, Any] | None:
+        """Return the living user of this name as `UserReadRateLimits` has it, or None."""
+        rows = await fetch_all(db, _SELECT_WITH_RATE_LIMITS, {"username": username})
+        if not rows:
+            return None
+        parts = [(row[: len(_OWN_KEYS)], dict(zip(_LIMIT_KEYS, row[len(_OWN_KEYS) :], strict=True))) for row in rows]
+        user = dict(zip(_OWN_KEYS, parts[0][0], strict=True))
+        return {**user, "tier_rate_limits": [limit for _, limit in parts if limit["id"] is not None]}
 
     async def get_credentials(self, db: Database, username_or_email: str) -> dict[str, Any] | None:
         """Return id, uuid, is_superuser and hashed_password of the active user with this name or address, or None."""
@@ -109,15 +127,6 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
     def id_of(self, username: str) -> Lookup:
         """The id of the active user with this name, as a filter value in queries of other tables."""
         return Lookup(User, "id", {"username": username, "is_deleted": False})
-
-    async def hold_name(self, db: AsyncSession, username: str, **filters: Any) -> int | None:
-        """Lock a username until the commit; return the id of its user, or None if there is no such user.
-
-        A write invalidates the cache keys of the user's name, so the name must not change before it commits.
-        """
-        shape, parameters = parse_filters(User, {"username": username, **filters})
-        row = (await db.execute(_lock_user(shape), parameters)).one_or_none()
-        return None if row is None else int(row[0])
 
     async def lock_for_deletion(self, db: AsyncSession, username: str) -> dict[str, Any] | None:
         """Lock the user with this name until the commit; return id and is_deleted, or None if there is no such user.

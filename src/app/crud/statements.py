@@ -17,7 +17,9 @@ from sqlalchemy import (
     Select,
     Table,
     Update,
+    and_,
     bindparam,
+    case,
     cast,
     exists,
     func,
@@ -45,7 +47,8 @@ _ZERO, _ONE = literal_column("0", BigInteger), literal_column("1", BigInteger)
 class Lookup(NamedTuple):
     """The value of a filter that the statement finds itself: `column` of the one row of `model` that matches `filters`.
 
-    Without such a row the filter matches nothing.
+    Without such a row the filter matches nothing, and `get` and `get_multi` raise NotFoundError: one statement tells
+    an unknown author from one without posts, since a second statement could see another state.
     """
 
     model: type[Base]
@@ -119,6 +122,16 @@ def _right_operand(column: ColumnElement[Any], parameter: str, value: str | Look
     return select(columns_of(model)[name]).where(*where_clauses(model, shape, f"{parameter}_")).scalar_subquery()
 
 
+def lookups(shape: FilterShape) -> list[str]:
+    """Return the names of the models in which the filters look a value up."""
+    return [value[0].__name__ for _, value in shape if isinstance(value, tuple)]
+
+
+def _all_found(model: type[Base], shape: FilterShape) -> ColumnElement[bool]:
+    operands = [(columns_of(model)[name], f"where_{name}", value) for name, value in shape if isinstance(value, tuple)]
+    return and_(*(_right_operand(*each).is_not(None) for each in operands))
+
+
 def literal_limit(limit: int) -> BindParameter[int]:
     """A limit that is part of the SQL text: for a parameter, the planner assumes a tenth of all rows."""
     return bindparam("limit", limit, literal_execute=True)
@@ -162,7 +175,16 @@ def update_rows(model: type[Base], names: Columns, shape: FilterShape, returned:
 def select_one(model: type[Base], columns: Columns, shape: FilterShape) -> Select[Any]:
     chosen = [columns_of(model)[name] for name in columns]
     statement = select(*chosen).where(*where_clauses(model, shape)).order_by(*primary_key(model)).limit(1)
+    if lookups(shape):  # always one row, which ends with "the row is there" and "all lookups are found"
+        row = statement.add_columns(true().label(_IS_ROW)).subquery("row")
+        found = select(_all_found(model, shape).label("all_found")).subquery("lookups")
+        statement = select(row, found).select_from(found.outerjoin(row, true()))
     return statement.execution_options(**BUILT_ONCE)
+
+
+@lru_cache(maxsize=1024)
+def lock_key(model: type[Base], shape: FilterShape) -> Select[Any]:
+    return select(*primary_key(model)).where(*where_clauses(model, shape)).with_for_update(read=True, key_share=True)
 
 
 @lru_cache(maxsize=1024)
@@ -170,13 +192,16 @@ def select_page(model: type[Base], columns: Columns, shape: FilterShape, *, afte
     """Select the `limit` rows after `offset` others, or those after the key `after`, in the order of the primary key.
 
     Each row of the result ends with True and the total of all rows that match. A page without rows is one row of the
-    result, with None in place of True.
+    result, with None in place of True. The total is NULL when a lookup is not found.
 
     Keys are found before rows: that takes no more than an index, whose order the planner then prefers to that of the
     table, where the rows of one owner may come last.
     """
     key, attributes = primary_key(model), columns_of(model)
-    total = select_count(model, shape).cte("total")
+    count = select_count(model, shape)
+    if lookups(shape):
+        count = select(case((_all_found(model, shape), count.scalar_subquery())).label("rows"))
+    total = count.cte("total")
     keys = select(*key).where(*where_clauses(model, shape)).order_by(*key).limit(_hidden_parameter("limit"))
     if after:
         keys = keys.where(key[0] > bindparam("after", type_=key[0].type))

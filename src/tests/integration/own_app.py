@@ -85,9 +85,11 @@ async def send(
     has_kind = any(header.startswith("Content-Type:") for header in headers)
     kind = ["Content-Type: application/json"] if body and not has_kind else []
     lines = [f"{method} {path} HTTP/1.1", *standard, *kind, *headers, "", body]
-    writer.write("\r\n".join(lines).encode())
-    answer = await reader.read()
-    writer.close()
+    try:
+        writer.write("\r\n".join(lines).encode())
+        answer = await reader.read()
+    finally:
+        writer.close()
     head, _, content = answer.partition(b"\r\n\r\n")
     return int(head.split(b" ", 2)[1]), head.decode(), content
 

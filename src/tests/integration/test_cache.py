@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,11 +63,8 @@ def runs() -> Runs:
 @pytest.fixture
 async def own_store() -> AsyncIterator[CacheStore]:
     """The cache without endpoints, in use."""
-    store = CacheStore()
-    store.open(settings, settings.secret_key)
-    await wait_until(lambda: _is_usable(store))
-    yield store
-    await store.close()
+    async with opened(settings) as store:
+        yield store
 
 
 async def get(router: APIRouter, path: str) -> httpx.Response:
@@ -714,14 +712,10 @@ class TestManyKeys:
     @pytest.fixture
     async def store(self, server: Redis) -> AsyncIterator[CacheStore]:
         port = server.connection_pool.connection_kwargs["port"]
-        store = CacheStore()
         indexes = await server.zrange("@cache:indexes", 0, -1, withscores=True)
-        own_settings = settings.model_copy(update={"REDIS_CACHE_PORT": port, "REDIS_CACHE_DB": 0})
-        store.open(own_settings, settings.secret_key)
-        await wait_until(lambda: _is_usable(store))
-        await server.zadd("@cache:indexes", dict(indexes))  # which whoever starts clears
-        yield store
-        await store.close()
+        async with opened(settings.model_copy(update={"REDIS_CACHE_PORT": port, "REDIS_CACHE_DB": 0})) as store:
+            await server.zadd("@cache:indexes", dict(indexes))  # a process that starts clears them
+            yield store
 
     async def fill(self, store: CacheStore, name: str, pages: int) -> list[str]:
         keys = [f"{name}_posts:page_{page}:items_per_page:10:{name}" for page in range(pages)]
@@ -798,18 +792,24 @@ class TestWithoutTheCacheGroup:
 
 async def test_a_process_that_starts_trusts_nothing_older() -> None:
     """The one before it may have been killed between a commit and its removal."""
-    old = CacheStore()
-    old.open(settings, settings.secret_key)
-    await wait_until(lambda: _is_usable(old))
-    assert await old.fetch("shelf:1", b"\x00lease", 60) is None
-    await old.store("shelf:1", b"\x00lease", b"1", 60)
-    assert await old.fetch("shelf:1", b"\x00other", 60) == b"1"
-    await old.close()
-    new = CacheStore()
-    new.open(settings, settings.secret_key)
-    await wait_until(lambda: _is_usable(new))
-    assert await new.fetch("shelf:1", b"\x00other", 60) is None
-    await new.close()
+    async with opened(settings) as old:
+        assert await old.fetch("shelf:1", b"\x00lease", 60) is None
+        await old.store("shelf:1", b"\x00lease", b"1", 60)
+        assert await old.fetch("shelf:1", b"\x00other", 60) == b"1"
+    async with opened(settings) as new:
+        assert await new.fetch("shelf:1", b"\x00other", 60) is None
+
+
+@asynccontextmanager
+async def opened(own_settings: RedisCacheSettings) -> AsyncIterator[CacheStore]:
+    """The cache without endpoints, once it can be used."""
+    store = CacheStore()
+    store.open(own_settings, settings.secret_key)
+    try:
+        await wait_until(lambda: _is_usable(store))
+        yield store
+    finally:
+        await store.close()
 
 
 async def _is_usable(store: CacheStore) -> bool:

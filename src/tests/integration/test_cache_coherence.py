@@ -5,7 +5,6 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +21,10 @@ from app.core.exceptions import NotFoundError
 from app.crud.crud_posts import crud_posts
 from app.models.post import Post
 from app.models.user import User
-from tests.environment import SRC, connect
+from tests.environment import SRC, connected
 from tests.factories import make_post, make_user
 from tests.fixtures import Fetch, HeadersFor, RedisRoles, RunServer, open_client
+from tests.helper import running
 from tests.integration.own_app import MODULE, build, count_statuses, sealed, send
 
 API = "/api/v1"
@@ -114,16 +114,6 @@ async def own(app: FastAPI, hooks: Hooks) -> AsyncIterator[httpx.AsyncClient]:
 
     async with open_client(build(router)) as client:
         yield client
-
-
-@asynccontextmanager
-async def running(*requests: Awaitable[httpx.Response]) -> AsyncIterator[Sequence["asyncio.Future[httpx.Response]"]]:
-    tasks = [asyncio.ensure_future(request) for request in requests]
-    try:
-        yield tasks
-    finally:
-        async with asyncio.timeout(20):
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize("way", ["", "/by_pattern"])
@@ -231,16 +221,15 @@ class TestRename:
     @pytest.fixture
     async def held(self) -> AsyncIterator[Callable[[str], Awaitable[Hook]]]:
         """Hold rows until the hook that is returned is called."""
-        connection = await connect(settings.POSTGRES_DB)
-        transaction = connection.transaction()
+        async with connected(settings.POSTGRES_DB) as connection:
+            transaction = connection.transaction()
 
-        async def hold(statement: str) -> Hook:
-            await transaction.start()
-            await connection.execute(statement)
-            return transaction.rollback
+            async def hold(statement: str) -> Hook:
+                await transaction.start()
+                await connection.execute(statement)
+                return transaction.rollback
 
-        yield hold
-        await connection.close()
+            yield hold
 
     @pytest.mark.parametrize("way", ["PATCH", "DELETE", "POST", "DELETE db_post"])
     async def test_comes_while_a_post_is_written(
@@ -275,11 +264,11 @@ class TestRename:
         release = await held("LOCK TABLE post IN EXCLUSIVE MODE")
         async with running(client.request(method, path, headers=headers, json=body)) as (write,):
             await wait_for_waiting(fetch, 1)
-            rename = asyncio.create_task(rename_and_read())
-            await asyncio.wait([rename], timeout=0.3)  # it may overtake the write, or have to wait for it
-            await release()
-            assert (await write).status_code == (201 if way == "POST" else 200)
-            await rename
+            async with running(rename_and_read()) as (rename,):
+                await asyncio.wait([rename], timeout=0.3)  # it may overtake the write, or have to wait for it
+                await release()
+                assert (await write).status_code == (201 if way == "POST" else 200)
+                await rename
         served = await read_all()
         await redis.cache.flushdb()
         assert served == await read_all()
@@ -335,8 +324,7 @@ class TestTakenOverName:
         for path in paths:
             assert (await client.get(path)).status_code == 200
         giving_up = client.patch(f"{API}/user/{user.username}", json={"username": "renamed"}, headers=superuser_headers)
-        rename = asyncio.create_task(giving_up)
-        try:
+        async with running(giving_up) as (rename,):
             async with asyncio.timeout(10):
                 await late.arrived.wait()
             if way == "rename":
@@ -349,7 +337,6 @@ class TestTakenOverName:
                 assert (await client.post(f"{API}/user", json=body)).status_code == 201
             assert (await client.get(paths[0])).json()["data"] == []
             assert (await client.get(paths[1])).status_code == 404
-        finally:
             late.open()
             assert (await rename).status_code == 200
 
@@ -466,10 +453,9 @@ class TestSeveralProcesses:
             run_server(command, environment=environment, cwd=module),
             run_server(command, environment={**environment, "SLOW_SECONDS": "0"}, cwd=module),
         )
-        reading = asyncio.create_task(send(killed.port, "GET", "/slow/1"))
-        await killed.wait_until(lambda: is_running(redis), "the endpoint does not run")
-        os.kill(killed.pid, signal.SIGKILL)
-        await asyncio.gather(reading, return_exceptions=True)
+        async with running(send(killed.port, "GET", "/slow/1")):
+            await killed.wait_until(lambda: is_running(redis), "the endpoint does not run")
+            os.kill(killed.pid, signal.SIGKILL)
         assert await redis.cache.exists("slow:1") == 1
         async with asyncio.timeout(20):
             status, _, body = await send(other.port, "GET", "/slow/1")

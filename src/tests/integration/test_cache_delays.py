@@ -41,11 +41,14 @@ class Proxy:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[int]:
         server = await asyncio.start_server(self._connect, HOST, 0)
-        yield server.sockets[0].getsockname()[1]
-        server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+            await server.wait_closed()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(self._connection(reader, writer))
@@ -53,7 +56,11 @@ class Proxy:
         await asyncio.wait([task])
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(HOST, self._target)
+        try:
+            there, back = await asyncio.open_connection(HOST, self._target)
+        except BaseException:
+            writer.close()
+            raise
         ways = [
             asyncio.create_task(way)
             for one, other in ((reader, back), (there, writer))
@@ -220,12 +227,11 @@ class Blogs:
         if status == 200:
             answer = json.loads(body)
             shown = [post["title"] for post in answer["data"]] if "data" in answer else [answer["title"]]
-        # The author is looked up first, the posts a moment later.
-        possible: list[list[str] | None] = [None] * any(state.name != name for state in states)
-        if any(state.name == name for state in states):
-            for state in states:
-                posts = [post for post in state.posts if number in {0, post[0]}]
-                possible.append(titles(tuple(posts)) if posts or not number else None)
+        possible: list[list[str] | None] = []
+        for state in states:
+            posts = [post for post in state.posts if number in {0, post[0]}]
+            is_found = state.name == name and (posts or not number)
+            possible.append(titles(tuple(posts)) if is_found else None)
         assert status in {200, 404}, body
         assert shown in possible, f"{path}: {shown} was read, {possible} were possible"
         self.checked += 1

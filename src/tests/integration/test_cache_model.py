@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -208,12 +209,12 @@ async def clients(tmp_path: Path, run_server: RunServer, superuser_headers: dict
         environment = {**NO_LIMITS, **valkey.environment("CACHE"), "REDIS_CACHE_DB": "0"}
         servers = await asyncio.gather(*(run_server(environment=environment) for _ in range(2)))
         Service.admin = superuser_headers
-        Service.cache = Redis(host=HOST, port=valkey.port)
-        Service.clients = [httpx.Client(base_url=server.url, trust_env=False) for server in servers]
-        yield
-        Service.cache.close()
-        for client in Service.clients:
-            client.close()
+        with ExitStack() as stack:
+            Service.cache = stack.enter_context(closing(Redis(host=HOST, port=valkey.port)))
+            Service.clients = [
+                stack.enter_context(httpx.Client(base_url=server.url, trust_env=False)) for server in servers
+            ]
+            yield
 
 
 @pytest.mark.usefixtures("clients")

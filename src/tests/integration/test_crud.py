@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, Database, default_engines, transaction
-from app.core.exceptions import DuplicateValueError, UnknownFilterError
+from app.core.exceptions import DuplicateValueError, NotFoundError, UnknownFilterError
 from app.core.models import PersistentDeletion
 from app.crud.crud_base import CRUDBase
 from app.crud.crud_posts import crud_posts
@@ -383,11 +383,24 @@ class TestLookup:
     async def test_nothing_equals_what_is_not_found(self, reading: Database, user: User) -> None:
         await make_post(user)
         own: dict[str, Any] = {"created_by_user_id": crud_users.id_of("nobody"), "is_deleted": False}
-        page = await crud_posts.get_multi(reading, **own)
-        assert (page["data"], page["total_count"], page["has_more"]) == ([], 0, False)
         assert await crud_posts.count(reading, **own) == 0
         assert not await crud_posts.exists(reading, **own)
+
+    @pytest.mark.parametrize(("offset", "after"), [(0, None), (5, None), (0, 5)])
+    async def test_reading_rows_tells_what_is_not_found(
+        self, reading: Database, user: User, offset: int, after: int | None
+    ) -> None:
+        own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(user.username), "is_deleted": False}
         assert await crud_posts.get(reading, **own) is None
+        found = await crud_posts.get_multi(reading, offset, after=after, **own)
+        assert (found["data"], found["total_count"], found["has_more"]) == ([], 0, False)
+        own["created_by_user_id"] = crud_users.id_of("nobody")
+        with pytest.raises(NotFoundError, match="User not found"):
+            await crud_posts.get(reading, **own)
+        with pytest.raises(NotFoundError, match="User not found"):
+            await crud_posts.get_multi(reading, offset, after=after, **own)
+        with pytest.raises(NotFoundError, match="User or Tier not found"):
+            await crud_posts.get(reading, **own, title=Lookup(Tier, "name", {"id": 1}))
 
     async def test_two_of_them(self, reading: Database, user: User) -> None:
         """Each with its own parameters, whatever columns the tables have."""

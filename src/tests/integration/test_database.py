@@ -37,7 +37,7 @@ from app.schemas.tier import TierCreateInternal
 from scripts.servers import Postgres
 from tests.factories import make_tier, make_user
 from tests.fixtures import Fetch, LogRecords, RunServer, Statements, open_client
-from tests.helper import wait_until
+from tests.helper import running, wait_until
 from tests.integration.own_app import build
 
 TIERS = "SELECT name FROM tier ORDER BY id"
@@ -206,13 +206,12 @@ class TestOnCommit:
                 on_commit(db, look)
                 await write_tier(db)
 
-        async with postgres.transaction():
+        async with AsyncExitStack() as stack, postgres.transaction():
             await postgres.execute("SELECT pg_advisory_xact_lock(7)")
-            writing = asyncio.create_task(write())
+            (writing,) = await stack.enter_async_context(running(write()))
             await wait_until(functools.partial(is_waiting, postgres))
             writing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await writing
+        assert writing.cancelled()
         assert seen == [[{"name": "new"}]] * 2
         assert "Current Checked out connections: 0" in default_engines.write.pool.status()
 
@@ -230,13 +229,12 @@ class TestOnCommit:
                 await write_tier(db)
                 await db.execute(text("INSERT INTO deferred (tier_id) VALUES (99)"))
 
-        async with postgres.transaction():
+        async with AsyncExitStack() as stack, postgres.transaction():
             await postgres.execute("SELECT pg_advisory_xact_lock(7)")
-            writing = asyncio.create_task(write())
+            (writing,) = await stack.enter_async_context(running(write()))
             await wait_until(functools.partial(is_waiting, postgres))
             writing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await writing
+        assert writing.cancelled()
         assert (seen, await fetch(TIERS)) == ([], [])
 
     async def test_failure_is_logged_and_stops_no_other(self, fetch: Fetch, logs: LogRecords) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from app.models.user import User
 from scripts.servers import HOST, Postgres, Server, Valkey, free_port
 from tests.factories import PASSWORD, make_post
 from tests.fixtures import HeadersFor, RunningServer, RunServer
-from tests.helper import wait_until
+from tests.helper import running, wait_until
 from tests.integration.own_app import sealed, send
 
 API = "/api/v1"
@@ -296,11 +296,13 @@ async def test_server_is_left_alone_after_a_try_however_long_it_took() -> None:
             await asyncio.sleep(1.5 * server.PAUSE)
             raise TimeoutError
 
-    for _ in range(2):
-        with pytest.raises(RedisUnavailableError):
-            await slow_try()
-    assert tries == 1
-    await server.close()
+    try:
+        for _ in range(2):
+            with pytest.raises(RedisUnavailableError):
+                await slow_try()
+        assert tries == 1
+    finally:
+        await server.close()
 
 
 class TestAllRedisServers:
@@ -457,21 +459,24 @@ class TestPostgres:
         connection = await asyncpg.connect(
             host=HOST, port=postgres_server.port, user=user, password=password, database=postgres_server.database
         )
-        transaction = connection.transaction()
-        await transaction.start()
-        await connection.execute('LOCK TABLE "user"')
-        waiting = [asyncio.create_task(send(server.port, "GET", f"{API}/users")) for _ in range(10)]
-        waiting += [asyncio.create_task(self.sign_up_raw(server, f"user{number}")) for number in range(10)]
+        requests = [send(server.port, "GET", f"{API}/users") for _ in range(10)]
+        requests += [self.sign_up_raw(server, f"user{number}") for number in range(10)]
 
         async def wait() -> bool:
             query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            return bool(await connection.fetchval(query) == len(waiting))
+            return bool(await connection.fetchval(query) == len(requests))
 
-        await wait_until(wait)
-        await kill(postgres_server)
-        connection.terminate()
-        async with asyncio.timeout(self.OUTAGE):
-            assert {status for status, _, _ in await asyncio.gather(*waiting)} == {503}
+        with ExitStack() as stack:
+            stack.callback(connection.terminate)
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute('LOCK TABLE "user"')
+            async with running(*requests) as waiting:
+                await wait_until(wait)
+                await kill(postgres_server)
+                stack.close()
+                async with asyncio.timeout(self.OUTAGE):
+                    assert {status for status, _, _ in await asyncio.gather(*waiting)} == {503}
         await start(postgres_server)
         await server.wait_until(lambda: server.is_answering("/health/ready"), "not ready again")
 

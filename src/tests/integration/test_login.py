@@ -25,7 +25,7 @@ from app.models.user import User
 from app.schemas.session import Client
 from tests.factories import ADMIN_PASSWORD, PASSWORD, make_user
 from tests.fixtures import Fetch, HeadersFor
-from tests.helper import assert_unauthorized, own, wait_until
+from tests.helper import assert_unauthorized, own, running, wait_until
 
 REFUSED = {"detail": "Wrong username, e-mail or password"}
 
@@ -134,29 +134,28 @@ class TestBusyProcessors:
 
     async def test_queue_is_bounded(self, client: httpx.AsyncClient, user: User, gate: threading.Event) -> None:
         form = {"username": user.username, "password": PASSWORD}
-        waiting = [asyncio.create_task(client.post("/api/v1/login", data=form)) for _ in range(2)]
-        await self._until_full()
-        refused = await client.post("/api/v1/login", data=form)
-        assert refused.status_code == 503
-        assert refused.headers["Retry-After"] == "5"
-        assert list(refused.json()) == ["detail"]
-        assert (await client.get("/api/v1/users")).status_code == 200
-        gate.set()
-        assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
+        async with running(*(client.post("/api/v1/login", data=form) for _ in range(2))) as waiting:
+            await self._until_full()
+            refused = await client.post("/api/v1/login", data=form)
+            assert refused.status_code == 503
+            assert refused.headers["Retry-After"] == "5"
+            assert list(refused.json()) == ["detail"]
+            assert (await client.get("/api/v1/users")).status_code == 200
+            gate.set()
+        assert [answer.result().status_code for answer in waiting] == [200, 200]
 
     async def test_no_connection_is_held_meanwhile(
         self, client: httpx.AsyncClient, user: User, gate: threading.Event
     ) -> None:
         body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
-        waiting = [
-            asyncio.create_task(client.post("/api/v1/user", json=body)),
-            asyncio.create_task(client.post("/api/v1/login", data={"username": user.username, "password": PASSWORD})),
-        ]
-        await self._until_full()
-        for pool in (default_engines.write.pool, default_engines.read.pool):
-            assert "Current Checked out connections: 0" in pool.status()
-        gate.set()
-        assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [201, 200]
+        form = {"username": user.username, "password": PASSWORD}
+        requests = client.post("/api/v1/user", json=body), client.post("/api/v1/login", data=form)
+        async with running(*requests) as waiting:
+            await self._until_full()
+            for pool in (default_engines.write.pool, default_engines.read.pool):
+                assert "Current Checked out connections: 0" in pool.status()
+            gate.set()
+        assert [answer.result().status_code for answer in waiting] == [201, 200]
 
     async def _until_full(self) -> None:
         async def is_full() -> bool:

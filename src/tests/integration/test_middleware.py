@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from scripts.servers import HOST
 from tests.environment import SRC
 from tests.factories import make_post
 from tests.fixtures import Fetch, LogRecords, RunServer, open_client
-from tests.helper import sign_in
+from tests.helper import running, sign_in
 from tests.integration.own_app import MODULE, build, build_service
 
 BROKEN = """
@@ -62,40 +63,39 @@ class TestRealConnection:
             environment={"PYTHONPATH": str(SRC)},
             cwd=module,
         )
-        connection = http.client.HTTPConnection(HOST, server.port, timeout=20)
-        connection.connect()
-        connection.auto_open = 0  # so that a connection that was cut is an error
-        for method, path, status in (
-            ("GET", "/broken", 500),
-            ("GET", "/health", 200),
-            ("HEAD", "/health", 200),
-            ("HEAD", "/api/v1/users", 200),
-            ("GET", "/api/v1/users", 200),
-            ("HEAD", f"/api/v1/{user.username}/posts", 200),
-            ("HEAD", "/broken", 500),
-            ("HEAD", "/nowhere", 404),
-            ("HEAD", "/docs", 200),
-            ("HEAD", "/docs/assets/swagger-ui.css", 200),
-            ("GET", "/docs/assets/swagger-ui.css", 200),
-            ("HEAD", "/api/v1/login", 405),
-            ("OPTIONS", "/api/v1/users", 405),
-            ("POST", "/docs/assets/swagger-ui.css", 405),
-            ("GET", "/health/ready", 200),
-        ):
-            connection.request(method, path)
-            response = connection.getresponse()
-            body = response.read()
-            assert response.status == status, (method, path)
-            assert int(response.headers["content-length"]) > 0
-            if method == "HEAD":
-                assert body == b""
-            else:
-                assert len(body) == int(response.headers["content-length"])
-            if status == 500 and method == "GET":
-                answer = json.loads(body)
-                assert answer == {"detail": "Internal server error", "request_id": response.headers["x-request-id"]}
-                assert b"secret" not in body
-        connection.close()
+        with closing(http.client.HTTPConnection(HOST, server.port, timeout=20)) as connection:
+            connection.connect()
+            connection.auto_open = 0  # so that a connection that was cut is an error
+            for method, path, status in (
+                ("GET", "/broken", 500),
+                ("GET", "/health", 200),
+                ("HEAD", "/health", 200),
+                ("HEAD", "/api/v1/users", 200),
+                ("GET", "/api/v1/users", 200),
+                ("HEAD", f"/api/v1/{user.username}/posts", 200),
+                ("HEAD", "/broken", 500),
+                ("HEAD", "/nowhere", 404),
+                ("HEAD", "/docs", 200),
+                ("HEAD", "/docs/assets/swagger-ui.css", 200),
+                ("GET", "/docs/assets/swagger-ui.css", 200),
+                ("HEAD", "/api/v1/login", 405),
+                ("OPTIONS", "/api/v1/users", 405),
+                ("POST", "/docs/assets/swagger-ui.css", 405),
+                ("GET", "/health/ready", 200),
+            ):
+                connection.request(method, path)
+                response = connection.getresponse()
+                body = response.read()
+                assert response.status == status, (method, path)
+                assert int(response.headers["content-length"]) > 0
+                if method == "HEAD":
+                    assert body == b""
+                else:
+                    assert len(body) == int(response.headers["content-length"])
+                if status == 500 and method == "GET":
+                    answer = json.loads(body)
+                    assert answer == {"detail": "Internal server error", "request_id": response.headers["x-request-id"]}
+                    assert b"secret" not in body
         assert server.output.count("RuntimeError: a secret") == 2
 
     async def test_bodies_that_are_too_large(self, run_server: RunServer) -> None:
@@ -103,13 +103,12 @@ class TestRealConnection:
         for path in ("/api/v1/user", "/api/v1/login"):
             for size, chunked in ((LIMIT + 1, False), (LIMIT + 1, True), (50 * LIMIT, False), (50 * LIMIT, True)):
                 kind = "application/json" if path.endswith("user") else "application/x-www-form-urlencoded"
-                connection = http.client.HTTPConnection(HOST, server.port, timeout=20)
                 body = chunks(size) if chunked else b"x" * size
-                connection.request("POST", path, body, {"Content-Type": kind}, encode_chunked=chunked)
-                response = connection.getresponse()
-                assert (response.status, json.loads(response.read())) == (413, TOO_LARGE)
-                assert response.headers["x-content-type-options"] == "nosniff"
-                connection.close()
+                with closing(http.client.HTTPConnection(HOST, server.port, timeout=20)) as connection:
+                    connection.request("POST", path, body, {"Content-Type": kind}, encode_chunked=chunked)
+                    response = connection.getresponse()
+                    assert (response.status, json.loads(response.read())) == (413, TOO_LARGE)
+                    assert response.headers["x-content-type-options"] == "nosniff"
         assert (await server.client.get("/health")).status_code == 200
         assert "Traceback" not in server.output
 
@@ -288,11 +287,12 @@ class TestRequestTimeout:
         headers = await sign_in(client, user)
         assert (await client.get(path)).json()["title"] == "before"
         async with open_client(build_service(REQUEST_TIMEOUT=0.3)) as own:
-            async with postgres.transaction():
+            async with AsyncExitStack() as stack, postgres.transaction():
                 await postgres.execute("SELECT pg_advisory_xact_lock(7)")
-                patching = asyncio.create_task(own.patch(path, json={"title": "after"}, headers=headers))
+                patch = running(own.patch(path, json={"title": "after"}, headers=headers))
+                (patching,) = await stack.enter_async_context(patch)
                 await asyncio.sleep(0.6)  # longer than a request may take, shorter than a lock is waited for
-            answer = await patching
+            answer = patching.result()
         assert answer.status_code == 503
         assert (await client.get(path)).json()["title"] == "after"
 
@@ -313,15 +313,15 @@ class TestRequestTimeout:
         server = await run_server(["uvicorn", "own:app", "--port", "{port}"], environment=environment, cwd=tmp_path)
         async with asyncio.timeout(20):
             reader, writer = await asyncio.open_connection(HOST, server.port)
-            writer.write(b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 503 ")
-            assert b"\r\nretry-after: 1\r\n" in head.lower()
-            writer.close()
+            with closing(writer):
+                writer.write(b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 503 ")
+                assert b"\r\nretry-after: 1\r\n" in head.lower()
             reader, writer = await asyncio.open_connection(HOST, server.port)
-            writer.write(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
-            answer = await reader.read()
-            writer.close()
+            with closing(writer):
+                writer.write(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert not answer.endswith(b"0\r\n\r\n")  # what would say that this was all
         assert (await server.client.get("/health")).status_code == 200

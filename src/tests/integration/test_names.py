@@ -1,7 +1,7 @@
 """What is written under a user's name, while that name changes hands: writes and the cache go by the same name."""
 
-import asyncio
 from collections.abc import Awaitable
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
@@ -13,7 +13,7 @@ from app.models.post import Post
 from app.models.user import User
 from tests.factories import make_post, make_superuser, make_user
 from tests.fixtures import Fetch, HeadersFor
-from tests.helper import assert_error, wait_until
+from tests.helper import assert_error, running, wait_until
 
 API = "/api/v1"
 WAITING = (
@@ -32,11 +32,11 @@ async def run_behind_rename(user: User, name: str, request: Awaitable[httpx.Resp
     async def is_waiting() -> bool:
         return bool((await fetch(WAITING))[0]["waiting"] == 1)
 
-    async with transaction() as db:
+    async with AsyncExitStack() as stack, transaction() as db:
         await crud_users.update(db, {"username": name}, id=user.id)
-        task = asyncio.ensure_future(request)
+        (answer,) = await stack.enter_async_context(running(request))
         await wait_until(is_waiting)
-    return await task
+    return answer.result()
 
 
 class TestWriteUnderAFormerName:
@@ -86,16 +86,17 @@ class TestRenameDuringAWrite:
         async def are_waiting(number: int) -> bool:
             return bool((await fetch(WAITING))[0]["waiting"] == number)
 
-        async with transaction() as db:  # holds the post, so that the PATCH gets as far as its UPDATE
+        # holds the post, so that the PATCH gets as far as its UPDATE
+        async with AsyncExitStack() as stack, transaction() as db:
             await db.execute(select(Post.id).where(Post.id == post.id).with_for_update())
-            patch = asyncio.create_task(
-                client.patch(f"{API}/alice/post/{post.id}", json={"title": "New"}, headers=headers)
-            )
+            patch = running(client.patch(f"{API}/alice/post/{post.id}", json={"title": "New"}, headers=headers))
+            (patched,) = await stack.enter_async_context(patch)
             await wait_until(lambda: are_waiting(1))
-            rename = asyncio.create_task(client.patch(f"{API}/user/alice", json={"username": "bobby"}, headers=headers))
+            rename = running(client.patch(f"{API}/user/alice", json={"username": "bobby"}, headers=headers))
+            (renamed,) = await stack.enter_async_context(rename)
             await wait_until(lambda: are_waiting(2))
             assert (await client.get(f"{API}/bobby/post/{post.id}")).status_code == 404
-        assert [response.status_code for response in await asyncio.gather(patch, rename)] == [200, 200]
+        assert [patched.result().status_code, renamed.result().status_code] == [200, 200]
         assert (await client.get(f"{API}/bobby/post/{post.id}")).json()["title"] == "New"
         assert (await client.get(f"{API}/alice/post/{post.id}")).status_code == 404
 

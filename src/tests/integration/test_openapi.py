@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 
-from tests.environment import SRC, connect
+from tests.environment import SRC, connected
 from tests.fixtures import RunProgram, RunServer
 from tests.helper import _get_token
 
@@ -97,7 +97,6 @@ async def _sign_up(client: httpx.AsyncClient, database: str, *, is_superuser: bo
     body = {"name": "Some User", "username": "someuser", "email": "some@example.com", "password": "Str1ngst!"}
     response = await client.post("/api/v1/user", json=body)
     assert response.status_code == 201
-    connection = await connect(database)
-    await connection.execute('UPDATE "user" SET is_superuser = $1', is_superuser)
-    await connection.close()
+    async with connected(database) as connection:
+        await connection.execute('UPDATE "user" SET is_superuser = $1', is_superuser)
     return await _get_token("someuser", "Str1ngst!", client)

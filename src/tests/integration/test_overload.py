@@ -1,6 +1,7 @@
 """More requests at once than a process works on: the others are refused at once, and cost their connection nothing."""
 
 import asyncio
+import contextlib
 import http.client
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from app.core.http.load_shedding import LoadShedding
 from scripts.servers import HOST
 from tests.environment import SRC
 from tests.fixtures import LogRecords, RunServer, open_client
-from tests.helper import wait_until
+from tests.helper import running, wait_until
 from tests.integration.own_app import MODULE, build, send
 
 SLOW = """
@@ -48,14 +49,15 @@ class Place:
         raise RuntimeError
 
     @asynccontextmanager
-    async def taken(self, client: httpx.AsyncClient, times: int) -> AsyncIterator[list[asyncio.Task[httpx.Response]]]:
-        tasks = [asyncio.create_task(client.get("/slow")) for _ in range(times)]
-        async with asyncio.timeout(10):
-            for _ in range(times):
-                await self.arrivals.acquire()
-        yield tasks
-        self.leave.set()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def taken(
+        self, client: httpx.AsyncClient, times: int
+    ) -> "AsyncIterator[list[asyncio.Future[httpx.Response]]]":
+        async with running(*(client.get("/slow") for _ in range(times))) as requests:
+            async with asyncio.timeout(10):
+                for _ in range(times):
+                    await self.arrivals.acquire()
+            yield requests
+            self.leave.set()
         self.leave.clear()
 
 
@@ -142,37 +144,42 @@ async def test_connection_of_a_refused_request_goes_on(
     command = ["uvicorn", "own:app", "--port", "{port}", "--http", http_implementation]
     environment = {"PYTHONPATH": str(SRC), "MAX_CONCURRENT_REQUESTS": "1"}
     server = await run_server(command, environment=environment, cwd=tmp_path)
-    burst = [asyncio.create_task(send(server.port, "GET", "/slow")) for _ in range(LoadShedding.BURST)]
+    connection = http.client.HTTPConnection(HOST, server.port, timeout=20)
+    slow = (send(server.port, "GET", "/slow") for _ in range(LoadShedding.BURST))
 
     async def is_full() -> bool:
         file = tmp_path / "arrived"
-        return file.exists() and file.stat().st_size == len(burst)
+        return file.exists() and file.stat().st_size == LoadShedding.BURST
 
-    await wait_until(is_full)
-    connection = http.client.HTTPConnection(HOST, server.port, timeout=20)
-    for method, body in (("GET", None), ("POST", b"x" * 500_000), ("HEAD", None), ("POST", b"{}"), ("GET", None)):
-        connection.request(method, "/api/v1/user", body)
-        response = connection.getresponse()
-        assert response.status == 503
-        assert response.headers["retry-after"] == "1"
-        assert bool(response.read()) is (method != "HEAD")
-    (tmp_path / "leave").touch()
-    assert [status for status, _, _ in await asyncio.gather(*burst)] == [200] * len(burst)
-    connection.request("GET", "/api/v1/users")
-    response = connection.getresponse()
-    assert response.status == 200
-    connection.close()
+    async with running(*slow) as burst:
+        with contextlib.closing(connection):
+            await wait_until(is_full)
+            for method, body in (
+                ("GET", None),
+                ("POST", b"x" * 500_000),
+                ("HEAD", None),
+                ("POST", b"{}"),
+                ("GET", None),
+            ):
+                connection.request(method, "/api/v1/user", body)
+                response = connection.getresponse()
+                assert response.status == 503
+                assert response.headers["retry-after"] == "1"
+                assert bool(response.read()) is (method != "HEAD")
+            (tmp_path / "leave").touch()
+            assert [status for status, _, _ in await asyncio.gather(*burst)] == [200] * len(burst)
+            connection.request("GET", "/api/v1/users")
+            response = connection.getresponse()
+            assert response.status == 200
 
 
 async def test_who_sends_slowly_takes_no_place(run_server: RunServer) -> None:
     server = await run_server(environment={"MAX_CONCURRENT_REQUESTS": "2"})
-    writers = []
-    for _ in range(3 * LoadShedding.BURST):
-        _, writer = await asyncio.open_connection(HOST, server.port)
-        writer.write(b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        await writer.drain()
-        writers.append(writer)
-    for _ in range(20):
-        assert (await send(server.port, "GET", "/api/v1/users"))[0] == 200
-    for writer in writers:
-        writer.close()
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * LoadShedding.BURST):
+            _, writer = await asyncio.open_connection(HOST, server.port)
+            stack.callback(writer.close)
+            writer.write(b"POST /api/v1/user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            await writer.drain()
+        for _ in range(20):
+            assert (await send(server.port, "GET", "/api/v1/users"))[0] == 200

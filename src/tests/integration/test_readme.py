@@ -21,7 +21,7 @@ import yaml  # type: ignore[import-untyped]
 
 from app.core.config import PostgresSettings, RedisCacheSettings
 from scripts.servers import HOST, Process, free_port
-from tests.environment import SRC, connect
+from tests.environment import SRC, connected
 from tests.fixtures import Program, RedisRoles, RunningServer, RunServer, RunWorker
 from tests.repository import TOP, Block, blocks_of, project_files, section_of
 
@@ -365,9 +365,8 @@ class TestExtending:
     async def _sign_up_as_superuser(self, client: httpx.AsyncClient, database: str) -> dict[str, str]:
         body = {"name": "Emma", "username": "emma", "email": "emma@example.com", "password": "Sense&Sensibility"}
         await client.post("/api/v1/user", json=body)
-        connection = await connect(database)
-        await connection.execute('UPDATE "user" SET is_superuser = true')
-        await connection.close()
+        async with connected(database) as connection:
+            await connection.execute('UPDATE "user" SET is_superuser = true')
         response = await client.post("/api/v1/login", data=body)
         return {"Authorization": f"Bearer {response.json()['access_token']}"}
 

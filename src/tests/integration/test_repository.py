@@ -16,7 +16,7 @@ from fastapi.routing import iter_route_contexts
 
 from app.core.config import DEFAULT_ADMIN_PASSWORD, Settings
 from app.schemas.user import RESERVED_USERNAMES
-from tests.environment import SRC
+from tests.environment import PEOPLE, SETTINGS, SRC
 from tests.repository import TOP, project_files, section_of
 
 README = (TOP / "README.md").read_text()
@@ -248,6 +248,10 @@ class TestSettings:
         assert in_example == FIELDS - other_names
         assert FIELDS - other_names <= in_readme
 
+    def test_tests_know_every_setting(self) -> None:
+        """One of the caller's environment, or of `.env`, must not change what they expect."""
+        assert [name for name in FIELDS if not name.startswith((*SETTINGS, *PEOPLE))] == []
+
     def test_what_is_commented_out_is_the_default(self) -> None:
         commented = re.findall(r"^# ([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE)
         assert commented
@@ -277,6 +281,7 @@ class TestSettings:
         assert values["TEST_PASSWORD"] == "Str1ng$t"
         assert "TEST_PASSWORD='Str1ng$t'\n" in EXAMPLE  # Docker Compose puts variables into anything else
 
+    @pytest.mark.usefixtures("no_settings")
     def test_example_is_accepted_as_it_is(self) -> None:
         settings = Settings(_env_file=TOP / ".env.example")
         assert settings.APP_NAME == "FastAPI app"

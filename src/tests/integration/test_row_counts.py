@@ -21,9 +21,10 @@ from app.crud.crud_users import crud_users
 from app.models.row_count import Counted
 from app.models.user import User
 from app.schemas.user import UserCreateInternal
-from tests.environment import connect, create_database_async, drop_database_async
+from tests.environment import connected
 from tests.factories import make_post, make_user
-from tests.fixtures import Fetch
+from tests.fixtures import Fetch, own_database
+from tests.helper import running
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
@@ -118,10 +119,7 @@ async def _write(connection: Connection, chance: random.Random) -> None:
 @pytest.fixture
 async def connections() -> AsyncIterator[list[Connection]]:
     async with AsyncExitStack() as stack:
-        opened = [await connect(settings.POSTGRES_DB) for _ in range(6)]
-        for connection in opened:
-            stack.push_async_callback(connection.close)
-        yield opened
+        yield [await stack.enter_async_context(connected(settings.POSTGRES_DB)) for _ in range(6)]
 
 
 class TestExact:
@@ -131,12 +129,11 @@ class TestExact:
     ) -> None:
         await fetch(NEW_USERS, 20)
         chance = random.Random(seed)
-        writers = [
-            asyncio.create_task(write_at_random(each, random.Random(chance.random()), 60)) for each in connections
-        ]
-        while not all(writer.done() for writer in writers):  # true of each snapshot, not of the last one alone
-            assert await fetch(DIFFERENCES) == []
-            await asyncio.sleep(0.01)
+        writing = (write_at_random(each, random.Random(chance.random()), 60) for each in connections)
+        async with running(*writing) as writers:
+            while not all(writer.done() for writer in writers):  # true of each snapshot, not of the last one alone
+                assert await fetch(DIFFERENCES) == []
+                await asyncio.sleep(0.01)
         assert sum([await writer for writer in writers]) > 100
         assert await fetch(DIFFERENCES) == []
         assert len(await fetch("SELECT FROM post WHERE NOT is_deleted LIMIT 10")) == 10
@@ -423,9 +420,8 @@ class TestRestore:
 
     @pytest.fixture
     async def target(self, database: str) -> AsyncIterator[Connection]:
-        connection = await connect(database)
-        yield connection
-        await connection.close()
+        async with connected(database) as connection:
+            yield connection
 
     async def assert_exact(self, target: Connection, source: Fetch, others: int = 0) -> None:
         """Counted are all that the source has, and what is written after that."""
@@ -482,16 +478,12 @@ class TestRestore:
         await self.assert_exact(target, fetch, 3)
 
     async def test_whole_database(self, source: str, fetch: Fetch, tmp_path: Path) -> None:
-        name, dump = "test_restored", str(tmp_path / "dump")
+        dump = str(tmp_path / "dump")
         await run_client("pg_dump", "--format=custom", f"--file={dump}", source)
-        await create_database_async(name, "template0")
-        try:
+        async with own_database("template0") as name:
             await run_client("pg_restore", "--jobs=2", f"--dbname={name}", dump)
-            target = await connect(name)
-            await self.assert_exact(target, fetch)
-            await target.close()
-        finally:
-            await drop_database_async(name)
+            async with connected(name) as target:
+                await self.assert_exact(target, fetch)
 
     async def test_a_sequence_that_was_set_back(self, connections: list[Connection], fetch: Fetch) -> None:
         """A restore sets it to the dump's value, which slots of the target may be beyond."""

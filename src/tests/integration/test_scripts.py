@@ -13,8 +13,8 @@ from scripts.create_first_superuser import create_first_superuser
 from scripts.create_first_tier import create_first_tier
 from scripts.runner import ScriptError
 from scripts.servers import free_port
-from tests.environment import connect
-from tests.factories import ADMIN_PASSWORD, hasher, make_tier, make_user
+from tests.environment import connected
+from tests.factories import ADMIN_PASSWORD, hasher, make_admin, make_tier, make_user
 from tests.fixtures import Fetch, HeadersFor, RunProgram
 from tests.helper import is_recent
 
@@ -22,6 +22,11 @@ SUPERUSER = "scripts.create_first_superuser"
 TIER = "scripts.create_first_tier"
 CREATED = f"Superuser {settings.ADMIN_USERNAME} created."
 THERE = f"Superuser {settings.ADMIN_USERNAME} is already there."
+
+
+@pytest.fixture
+async def superuser() -> User:
+    return await make_admin()
 
 
 async def result(run_program: RunProgram, module: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
@@ -50,12 +55,9 @@ class TestCommands:
         )
         assert superuser == (0, f"{CREATED}\n")
         assert tier == (0, f"Tier {settings.TIER_NAME} created.\n")
-        connection = await connect(empty_database)
-        try:
+        async with connected(empty_database) as connection:
             assert await connection.fetchval('SELECT username FROM "user"') == settings.ADMIN_USERNAME
             assert await connection.fetchval("SELECT name FROM tier") == settings.TIER_NAME
-        finally:
-            await connection.close()
 
     async def test_two_at_once(self, run_program: RunProgram, fetch: Fetch) -> None:
         results = await asyncio.gather(result(run_program, SUPERUSER), result(run_program, SUPERUSER))

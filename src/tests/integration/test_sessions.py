@@ -1,6 +1,7 @@
 """Sessions: how they begin, go on, are listed and end; and that a stolen refresh token is noticed."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -20,7 +21,7 @@ from app.schemas.session import Client
 from app.worker import WorkerSettings, purge_expired
 from tests.factories import PASSWORD, make_password_reset, make_user
 from tests.fixtures import Fetch, HeadersFor, RunServer
-from tests.helper import assert_error, assert_unauthorized, is_recent
+from tests.helper import assert_error, assert_unauthorized, is_recent, running
 
 Headers = dict[str, str]
 PATHS = ["/api/v1/logout", "/api/v1/refresh"]
@@ -133,15 +134,15 @@ class TestLogin:
         self, client: httpx.AsyncClient, user: User, fetch: Fetch
     ) -> None:
         """The sign-in has checked the password when a change of it commits."""
-        async with transaction() as db:
+        form = {"username": user.username, "password": PASSWORD}
+        async with AsyncExitStack() as stack, transaction() as db:
             await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=1))
             await crud_users.update(db, {"hashed_password": "!"}, id=user.id)
-            form = {"username": user.username, "password": PASSWORD}
-            late = asyncio.create_task(client.post("/api/v1/login", data=form))
+            (late,) = await stack.enter_async_context(running(client.post("/api/v1/login", data=form)))
             await asyncio.sleep(0.3)
             await crud_sessions.end_all(db, user.id)
             assert not late.done()
-        assert_unauthorized(await late)
+        assert_unauthorized(late.result())
         assert await fetch("SELECT * FROM session") == []
 
 

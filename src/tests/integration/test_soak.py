@@ -11,6 +11,7 @@ from soak import faults, load
 from soak.__main__ import schedule
 from soak.load import Api, User
 from soak.report import BOUND_SECONDS, CALM, Report
+from tests.helper import running
 
 
 async def live(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, reads: int = 200) -> Report:
@@ -19,12 +20,12 @@ async def live(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, reads
     monkeypatch.setattr(load, "WRITES", {write: 1 for write in load.WRITES if write is not User.queue_task})
     report, end, crowd = Report(0), asyncio.Event(), list[User]()
     crowd += [User(number, Api(client, report), crowd) for number in range(3)]
-    lives = [asyncio.create_task(user.live(end)) for user in crowd]
-    async with asyncio.timeout(60):
-        while report.reads < reads:  # noqa: ASYNC110  (the users count)
-            await asyncio.sleep(0.01)
-    end.set()
-    await asyncio.gather(*lives)
+    async with running(*(user.live(end) for user in crowd)) as lives:
+        async with asyncio.timeout(60):
+            while report.reads < reads:  # noqa: ASYNC110  (the users count)
+                await asyncio.sleep(0.01)
+        end.set()
+        await asyncio.gather(*lives)
     return report
 
 

@@ -60,6 +60,23 @@ class TestReads:
         assert (await client.get(f"/api/v1/users?cursor={cursor}")).json()["total_count"] == 31
         only_read(statements, 1)
 
+    @pytest.mark.parametrize("name", ["{user}", "nobody"])
+    @pytest.mark.parametrize("path", ["posts?page=9", "post/99"])
+    async def test_posts_that_are_not_there(
+        self, client: httpx.AsyncClient, user: User, statements: Statements, name: str, path: str
+    ) -> None:
+        """The statement that reads the posts tells whether there is such an author."""
+        statements.clear()
+        await client.get(f"/api/v1/{name.format(user=user.username)}/{path}")
+        only_read(statements, 1)
+
+    async def test_user_with_rate_limits(
+        self, client: httpx.AsyncClient, user: User, superuser_headers: Headers, statements: Statements
+    ) -> None:
+        statements.clear()
+        await client.get(f"/api/v1/user/{user.username}/rate_limits", headers=superuser_headers)
+        only_read(statements, 2)
+
     async def test_posts_and_their_cached_answer(
         self, client: httpx.AsyncClient, user: User, statements: Statements
     ) -> None:
@@ -117,14 +134,14 @@ class TestReads:
     async def test_lists_of_tiers_and_limits(
         self, client: httpx.AsyncClient, user: User, superuser_headers: Headers, statements: Statements
     ) -> None:
-        """One for the caller, one for the tier where it is named, one for the page."""
+        """One for the caller, one for the tier or the page."""
         tier = await make_tier("free")
         for number in range(20):
             await make_rate_limit(tier, path=f"path{number}")
-        for path, count in (("tiers", 2), ("tier/free", 2), ("tier/free/rate_limits", 3)):
+        for path in ("tiers", "tier/free", "tier/free/rate_limits", "tier/free/rate_limit/1"):
             statements.clear()
             assert (await client.get(f"/api/v1/{path}", headers=superuser_headers)).status_code == 200
-            only_read(statements, count)
+            only_read(statements, 2)
 
 
 class TestRateLimiter:

@@ -1,5 +1,5 @@
-import asyncio
 from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -14,7 +14,7 @@ from app.schemas.post import PostCreateInternal
 from app.schemas.user import RESERVED_USERNAMES, UserCreateInternal
 from tests.factories import hasher, make_post, make_rate_limit, make_superuser, make_tier, make_user
 from tests.fixtures import Fetch, HeadersFor
-from tests.helper import UUID, assert_error, assert_unauthorized, is_recent, own, public, wait_until
+from tests.helper import UUID, assert_error, assert_unauthorized, is_recent, own, public, running, wait_until
 
 NOBODY = "User not found"
 NOT_ALLOWED = "You are not allowed to do this"
@@ -732,7 +732,7 @@ class TestRenameMeanwhile:
         self, request: Coroutine[Any, Any, httpx.Response], fetch: Fetch
     ) -> tuple[httpx.Response, list[dict[str, Any]], list[dict[str, Any]]]:
         """The answer to the request, and the row and the posts of the new owner of the name before it was answered."""
-        async with transaction() as db:
+        async with AsyncExitStack() as stack, transaction() as db:
             await crud_users.update(db, {"username": "annother"}, username="ann")
             next_ann = UserCreateInternal(
                 name="Next Ann", username="ann", email="next@example.com", hashed_password="x"
@@ -741,10 +741,10 @@ class TestRenameMeanwhile:
             await crud_posts.create(db, PostCreateInternal(title="Next", text="Next.", created_by_user_id=row.id))
             before = [dict(found) for found in (await db.execute(text(USER_ANN))).mappings()]
             posts = [dict(found) for found in (await db.execute(text(POSTS_OF), {"id": row.id})).mappings()]
-            task = asyncio.create_task(request)
+            (answer,) = await stack.enter_async_context(running(request))
 
             async def is_waiting() -> bool:
-                return task.done() or bool(await fetch(WAITING))
+                return answer.done() or bool(await fetch(WAITING))
 
             await wait_until(is_waiting)
-        return await task, before, posts
+        return answer.result(), before, posts

@@ -252,9 +252,8 @@ class TestQueueServer:
     @pytest.fixture
     async def own(self, server: Valkey, run_worker: RunWorker, tmp_path: Path) -> Any:
         (tmp_path / "own_worker.py").write_text(MODULE)
-        connection = Redis(host=HOST, port=server.port, db=int(os.environ["REDIS_QUEUE_DB"]))
-        yield Workers(run_worker, tmp_path, JobQueue(connection.connection_pool))
-        await connection.aclose()
+        async with Redis(host=HOST, port=server.port, db=int(os.environ["REDIS_QUEUE_DB"])) as connection:
+            yield Workers(run_worker, tmp_path, JobQueue(connection.connection_pool))
 
     async def test_worker_survives_a_pause_and_a_restart(self, server: Valkey, own: Workers) -> None:
         worker = await own.start(**server.environment("QUEUE"))
@@ -383,9 +382,11 @@ async def meddle(command: str, how: str) -> AsyncIterator[tuple[int, list[str]]]
         await relay(reader, there, meddles=True)
 
     server = await asyncio.start_server(connected, HOST, 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1], lost
-    await asyncio.gather(*tasks)
+    try:
+        async with server:
+            yield server.sockets[0].getsockname()[1], lost
+    finally:
+        await asyncio.gather(*tasks)
 
 
 @pytest.mark.parametrize("how", ["cut", "unanswered"])
@@ -404,9 +405,9 @@ class TestLostCommand:
 
     async def test_job_that_is_not_queued_is_an_error(self, redis: RedisRoles, how: str) -> None:
         async with meddle("EVALSHA", how) as (port, lost):
-            client = Redis(host=HOST, port=port, db=int(os.environ["REDIS_QUEUE_DB"]), socket_timeout=0.2)
-            with pytest.raises(RedisError):
-                await JobQueue(client.connection_pool).enqueue_job("nap", "x", 0)
-            await client.aclose()
+            own_queue = Redis(host=HOST, port=port, db=int(os.environ["REDIS_QUEUE_DB"]), socket_timeout=0.2)
+            async with own_queue as client:
+                with pytest.raises(RedisError):
+                    await JobQueue(client.connection_pool).enqueue_job("nap", "x", 0)
         assert lost
         assert await redis.queue.exists("arq:queue") == 0

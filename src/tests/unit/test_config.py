@@ -111,10 +111,7 @@ def plain(settings: Settings) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key and nothing else."""
-    for name in os.environ.keys() & {*Settings.model_fields, "LICENSE"}:
-        monkeypatch.delenv(name)
+def _key(no_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", KEY)
 
 

@@ -6,7 +6,6 @@ from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, Session
 from app.api.exceptions import responses
 from app.api.paginated import Cursor, ItemsPerPage, PageNumber, PaginatedListResponse, get_cursor_page
 from app.core.cache import CachedRoute, cache, do_not_store
-from app.core.database import Reader
 from app.core.exceptions import ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId
 from app.crud.crud_posts import crud_posts
@@ -58,8 +57,6 @@ async def read_posts(
         created_by_user_id=crud_users.id_of(username),
         is_deleted=False,
     )
-    if not posts["total_count"]:
-        await _refuse_unknown_name(db, username)
     if wanted.offset > posts["total_count"]:
         do_not_store(request)  # nothing bounds how many such pages there are
     return wanted.response(posts)
@@ -71,7 +68,6 @@ async def read_post(request: Request, username: Username, id: PostId, db: Reader
     """Read a post."""
     post = await crud_posts.get(db, PostRead, id=id, created_by_user_id=crud_users.id_of(username), is_deleted=False)
     if post is None:
-        await _refuse_unknown_name(db, username)
         raise NotFoundError("Post not found")
     return post
 
@@ -107,12 +103,7 @@ async def erase_db_post(
     request: Request, username: Username, id: PostId, db: SessionDep, _: CurrentSuperuser
 ) -> Message:
     """Really delete a post, deleted before or not."""
-    user_id = await crud_users.hold_name(db, username)
+    user_id = await crud_users.lock_key(db, username=username)
     if user_id is None or not await crud_posts.db_delete(db, id=id, created_by_user_id=user_id):
         raise NotFoundError("Post not found")
     return Message(message="Post deleted from the database")
-
-
-async def _refuse_unknown_name(db: Reader, username: str) -> None:
-    if not await crud_users.exists(db, username=username, is_deleted=False):
-        raise NotFoundError("User not found")

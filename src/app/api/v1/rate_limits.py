@@ -9,7 +9,9 @@ from app.core.exceptions import DuplicateValueError, ForbiddenError, NotFoundErr
 from app.core.models import Message, RowId, Text
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
+from app.crud.statements import Lookup
 from app.models.rate_limit import RateLimit
+from app.models.tier import Tier
 from app.schemas.rate_limit import RateLimitCreate, RateLimitCreateInternal, RateLimitRead, RateLimitUpdate
 
 router = APIRouter(
@@ -20,14 +22,21 @@ router = APIRouter(
 )
 
 
-async def get_tier_id(tier_name: Text, db: ReaderDep) -> int:
-    tier = await crud_tiers.get(db, ["id"], name=tier_name)
-    if tier is None:
+async def get_tier_id(tier_name: Text, db: SessionDep) -> int:
+    """The id of the tier named in the path, which keeps the name until the request has committed."""
+    tier_id = await crud_tiers.lock_key(db, name=tier_name)
+    if tier_id is None:
         raise NotFoundError("Tier not found")
-    return int(tier["id"])
+    return int(tier_id)
+
+
+async def find_tier_id(tier_name: Text) -> Lookup:
+    """For requests that read: the statement that reads finds the id too."""
+    return Lookup(Tier, "id", {"name": tier_name})
 
 
 TierId = Annotated[int, Depends(get_tier_id)]
+TierIdLookup = Annotated[Lookup, Depends(find_tier_id)]
 RateLimitId = Annotated[RowId, Path()]
 
 
@@ -38,7 +47,7 @@ async def write_rate_limit(tier_id: TierId, rate_limit: RateLimitCreate, db: Ses
 
 
 @router.get("/rate_limits", response_model=PaginatedListResponse[RateLimitRead])
-async def read_rate_limits(tier_id: TierId, db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
+async def read_rate_limits(tier_id: TierIdLookup, db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
     """List the rate limits of a tier."""
     limits = await crud_rate_limits.get_multi(
         db, page.offset, page.items_per_page, RateLimitRead, after=page.after, tier_id=tier_id
@@ -47,7 +56,7 @@ async def read_rate_limits(tier_id: TierId, db: ReaderDep, page: CursorPageDep) 
 
 
 @router.get("/rate_limit/{id}", response_model=RateLimitRead)
-async def read_rate_limit(tier_id: TierId, id: RateLimitId, db: ReaderDep) -> dict[str, Any]:
+async def read_rate_limit(tier_id: TierIdLookup, id: RateLimitId, db: ReaderDep) -> dict[str, Any]:
     """Read a rate limit."""
     rate_limit = await crud_rate_limits.get(db, RateLimitRead, id=id, tier_id=tier_id)
     if rate_limit is None:

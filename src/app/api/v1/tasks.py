@@ -57,6 +57,8 @@ async def get_task(request: Request, task_id: TaskId, user: OptionalUser, respon
             info = await job.info() or await job.info()
         if isinstance(info, JobResult):
             status = JobStatus.complete
+        elif status is JobStatus.complete:  # until it was put into the queue once more, in between
+            status = JobStatus.queued
         if info is not None:
             return JobRead.model_validate({**vars(info), "id": task_id, "status": status})
     raise NotFoundError("Task not found")

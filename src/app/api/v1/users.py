@@ -29,10 +29,8 @@ from app.core.exceptions import (
 )
 from app.core.http import audit, passwords_of
 from app.core.models import Message
-from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_users import LastSuperuserError, crud_users
 from app.models.user import User
-from app.schemas.rate_limit import RateLimitRead
 from app.schemas.session import PasswordConfirmation
 from app.schemas.user import (
     Caller,
@@ -103,12 +101,12 @@ async def read_users_me(current_user: CurrentUser) -> Caller:
 )
 async def read_user(username: Username, db: ReaderDep, current_user: OptionalUser) -> dict[str, Any]:
     """Read a user; the e-mail address is shown to the user and to superusers only."""
-    own = current_user is not None and (current_user["is_superuser"] or current_user["username"] == username)
-    schema = UserReadOwn if own else UserRead
-    user = await crud_users.get(db, schema, username=username, is_deleted=False)
+    user = await crud_users.get(db, UserReadOwn, username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")
-    return user
+    # By id: the name may be another user's since the token was looked up.
+    is_own = current_user is not None and (current_user["is_superuser"] or current_user["id"] == user["id"])
+    return user if is_own else {key: user[key] for key in UserRead.model_fields}
 
 
 @router.patch(
@@ -191,14 +189,10 @@ async def erase_db_user(
 )
 async def read_user_rate_limits(username: Username, db: ReaderDep, _: CurrentSuperuser) -> dict[str, Any]:
     """Read a user with the rate limits of their tier."""
-    user = await crud_users.get(db, UserReadOwn, username=username, is_deleted=False)
+    user = await crud_users.get_with_rate_limits(db, username)
     if user is None:
         raise NotFoundError("User not found")
-    limits: list[dict[str, Any]] = []
-    if user["tier_id"] is not None:
-        found = await crud_rate_limits.get_multi(db, 0, 1000, RateLimitRead, tier_id=user["tier_id"])
-        limits = found["data"]
-    return {**user, "tier_rate_limits": limits}
+    return user
 
 
 @router.patch(
