@@ -24,7 +24,7 @@ from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 
-PURGED_AT_ONCE = 5000
+PURGE_BATCH = 5000
 
 
 # -------- background tasks --------
@@ -34,12 +34,12 @@ async def sample_background_task(ctx: dict[str, Any], name: str) -> str:
 
 
 async def send_password_reset(ctx: dict[str, Any], email: str) -> None:
-    """Mail a token with which to choose a new password, if a user has this address."""
+    """Mail a token for a new password, if a user has this address."""
     token = new_secret()
     expires_at = now() + timedelta(minutes=settings.PASSWORD_RESET_MINUTES)
     async with ctx["transaction"]() as db:
         user = await crud_users.get(db, ["id"], email=email, is_deleted=False)
-        if user is None or _is_strangers(email):
+        if user is None or _is_unclaimed(email):
             return
         await crud_password_resets.issue(db, user["id"], email, hash_of(token), expires_at)
     url = settings.PASSWORD_RESET_URL
@@ -51,21 +51,21 @@ async def send_password_reset(ctx: dict[str, Any], email: str) -> None:
     await ctx["mailer"].send(Mail(to=email, subject=f"Your password at {settings.APP_NAME}", text=text))
 
 
-def _is_strangers(email: str) -> bool:
-    """The first superuser's address where nobody has chosen one: whoever owns that domain must not get in."""
+def _is_unclaimed(email: str) -> bool:
+    """Whether this is the default address of the first superuser: the owner of that domain must not get in."""
     return email == DEFAULT_ADMIN_EMAIL and settings.ENVIRONMENT is not EnvironmentOption.LOCAL
 
 
 async def purge_expired(ctx: dict[str, Any]) -> None:
-    """Remove sessions and password resets whose time is over, as many at once as one statement has the time for."""
+    """Remove expired sessions and password resets, in batches that fit into the statement timeout."""
     for purge in (crud_sessions.purge, crud_password_resets.purge):
-        removed = PURGED_AT_ONCE
-        while removed == PURGED_AT_ONCE:
+        removed = PURGE_BATCH
+        while removed == PURGE_BATCH:
             async with ctx["transaction"]() as db:
-                removed = await purge(db, PURGED_AT_ONCE)
+                removed = await purge(db, PURGE_BATCH)
 
 
-# -------- what happens around them --------
+# -------- hooks --------
 async def startup(ctx: dict[str, Any]) -> None:
     setup_logging()
     logging.getLogger("arq.worker").addFilter(hide_arguments)
@@ -87,7 +87,7 @@ async def shutdown(ctx: dict[str, Any]) -> None:
     await default_engines.close()
 
 
-# -------- class --------
+# -------- settings of arq --------
 @retried(settings.JOB_RETRY_DELAY)
 class WorkerSettings:
     functions = (sample_background_task, send_password_reset)
@@ -103,4 +103,4 @@ class WorkerSettings:
     job_timeout = settings.JOB_TIMEOUT
     job_completion_wait = 20  # seconds that a stopped worker gives its jobs before it hands them back
     max_tries = settings.JOB_MAX_TRIES
-    log_results = False  # nor arguments, see `hide_arguments`: there may be secrets among them
+    log_results = False  # nor arguments (`hide_arguments`): they may be secrets

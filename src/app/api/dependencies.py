@@ -1,4 +1,4 @@
-"""What endpoints ask for by type (session, reader, who is calling), and the guards of routes."""
+"""Dependencies of endpoints: session, reader, the calling user, and the guards of routes."""
 
 import logging
 from typing import Annotated, Any
@@ -41,7 +41,7 @@ _basic = HTTPBasic(realm="docs", auto_error=False)
 
 
 async def get_optional_user(request: Request, token: BearerToken) -> Caller | None:
-    """The user whose token came with the request, None without a token; a token that is not valid is refused.
+    """The user of the request's token, or None without a token; raises UnauthorizedError for an invalid one.
 
     One query also finds whether the session lives, and the limit of the user's tier, should `rate_limiter` want it.
     """
@@ -87,13 +87,13 @@ CurrentSuperuser = Annotated[Caller, Depends(get_current_superuser)]
 
 
 async def get_editable_user_id(username: Username, current_user: CurrentUser, reader: ReaderDep) -> int:
-    """The id of the user named in the path, for that user and for superusers: writes go by it, a name may change."""
+    """The id of the user named in the path, for that user and for superusers. Write by id: a name may change."""
     if username == current_user["username"]:
         return current_user["id"]
     user = await crud_users.get(reader, ["id"], username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")
-    # By id: the caller may have taken this name since the token was looked up.
+    # Compare ids: the caller may have taken this name since the token was checked.
     if user["id"] != current_user["id"] and not current_user["is_superuser"]:
         raise ForbiddenError
     return int(user["id"])
@@ -103,9 +103,9 @@ EditableUserId = Annotated[int, Depends(get_editable_user_id)]
 
 
 async def get_own_user_id(username: Username, current_user: CurrentUser, db: SessionDep) -> int:
-    """The id of the user named in the path, for that user only, who keeps the name until the request has committed.
+    """The id of the user named in the path, for that user only; the name is locked until the request has committed.
 
-    What is written under a name is removed from the cache under it: neither may change in between.
+    A write invalidates cache keys that carry the name, so the name must not change before the commit.
     """
     user_id = await crud_users.lock_key(db, username=username, is_deleted=False)
     if user_id is None:
@@ -124,7 +124,7 @@ async def get_docs_reader(
     credentials: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
     db: ReaderDep,
 ) -> None:
-    """Let superusers pass, by token or by the name and password that a browser asks for."""
+    """Admit superusers, by token or by HTTP Basic, for which a browser asks."""
     if user is not None:
         is_superuser = user["is_superuser"]
     elif credentials is not None:

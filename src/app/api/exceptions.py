@@ -39,7 +39,7 @@ def status_code(error: type[AppError]) -> int:
 
 
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
-    """Document what an endpoint may answer besides success: `responses=responses(NotFoundError, …)`."""
+    """Document the errors of an endpoint: `responses=responses(NotFoundError, …)`."""
     documented: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         description = documented.get(status_code(error), {}).get("description")
@@ -56,7 +56,7 @@ def error_response(description: str) -> dict[str, Any]:
 
 
 def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:
-    # ASCII only: a lone surrogate that came in with the request could not be encoded otherwise.
+    # ASCII only: a lone surrogate from the request could not be encoded otherwise.
     body = json.dumps({"detail": detail}).encode()
     return Response(body, status, headers, media_type="application/json")
 
@@ -71,8 +71,8 @@ async def handle_validation_error(_: Request, error: RequestValidationError) -> 
 
 
 async def handle_method_not_allowed(request: Request, error: HTTPException) -> Response:
-    """Name the methods of all routes of the path: Starlette names those of the first one."""
-    if "route" not in request.scope:  # a mounted application said it
+    """List the methods of all routes with this path; Starlette lists those of the first route only."""
+    if "route" not in request.scope:  # the answer of a mounted application
         return _json(405, error.detail, error.headers)
     path = route_template(request)
     contexts = [context for context in iter_route_contexts(request.app.routes) if context.path == path]

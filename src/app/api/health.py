@@ -15,7 +15,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health")
 async def read_health(response: Response) -> HealthCheck:
-    """Whether the process is alive; asks no server."""
+    """Whether the process is alive, without asking any server."""
     response.headers["Cache-Control"] = "private, no-store"
     return HealthCheck(status="ok")
 

@@ -1,4 +1,4 @@
-"""Pages of a list: the query parameters, the envelope, and how both relate to what CRUD returns."""
+"""Pages of a list: query parameters, response envelope and cursors."""
 
 import base64
 import hmac
@@ -40,12 +40,12 @@ class PaginatedListResponse(ListResponse[T], Generic[T]):
 
 
 def compute_offset(page: int, items_per_page: int) -> int:
-    """How many rows stand before the page: `(page - 1) * items_per_page`."""
+    """The number of rows before the page: `(page - 1) * items_per_page`."""
     return (page - 1) * items_per_page
 
 
 def paginated_response(crud_data: dict[str, Any], page: int, items_per_page: int) -> dict[str, Any]:
-    """The envelope of one page, from what `CRUDBase.get_multi` returned for it."""
+    """The envelope of one page, from the result of `CRUDBase.get_multi`."""
     return {
         "data": crud_data["data"],
         "total_count": crud_data["total_count"],
@@ -74,7 +74,7 @@ PageDep = Annotated[Page, Depends(get_page)]
 
 @dataclass(frozen=True, slots=True)
 class CursorPage(Page):
-    """A page by its number, or the one that follows the row with the key `after`."""
+    """A page by its number, or the page after the row with the key `after`."""
 
     after: int | None
     list_name: bytes
@@ -82,7 +82,7 @@ class CursorPage(Page):
     secret_key: str
 
     def response(self, crud_data: dict[str, Any]) -> dict[str, Any]:
-        """The envelope of the page, from what `CRUDBase.get_multi` returned for it; its rows have an integer `id`."""
+        """The envelope of the page, from the result of `CRUDBase.get_multi`; its rows need an integer `id`."""
         rows = crud_data["data"]
         leads_on = crud_data["has_more"] and rows
         return {
@@ -110,7 +110,7 @@ CursorPageDep = Annotated[CursorPage, Depends(get_cursor_page)]
 
 
 def _cursor(secret_key: str, list_name: bytes, after: int) -> str:
-    """The key of a row, signed; begins with a letter, so that nobody takes it for a number of a page."""
+    """The signed key of a row; the first letter tells it from a page number."""
     key = after.to_bytes(_KEY_BYTES, signed=True)
     signature = hmac.digest(_signing_key(secret_key), key + list_name, "sha256")[:_SIGNATURE_BYTES]
     return "c" + base64.urlsafe_b64encode(key + signature).decode()

@@ -1,4 +1,4 @@
-"""Passwords as requests bring them: wrong ones are counted, weak ones refused, some asked for once more."""
+"""Passwords in requests: counts wrong ones, refuses weak ones, asks for the caller's again before some changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,7 +100,7 @@ class _Guess:
 
 
 def refuse_weak_password(password: str, field: str, *names: str) -> None:
-    """Refuse what a guesser would try early, in the form of any malformed field."""
+    """Refuse a weak password with the 422 of a malformed field."""
     if reason := weakness(password, *names):
         raise RequestValidationError([{"type": "weak_password", "loc": ("body", field), "msg": reason}])
 
@@ -114,7 +114,7 @@ async def require_password(request: Request, caller: Caller, password: str, db: 
 
 
 async def confirm_caller(request: Request, caller: Caller, password: str | None, db: Reader) -> None:
-    """Check the caller's password, which must be there once the session is older than REAUTHENTICATION_MINUTES."""
+    """Check the caller's password; it is required once the session is older than REAUTHENTICATION_MINUTES."""
     began, settings = caller["session_created_at"], settings_of(request)
     if password is not None:
         await require_password(request, caller, password, db)

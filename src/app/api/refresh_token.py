@@ -25,7 +25,7 @@ def client_of(request: Request) -> Client:
 
 
 def refuse_foreign_page(request: Request) -> None:
-    """Refuse a form that a page of another site has sent: it would sign its reader in to an account of its own."""
+    """Refuse a form from another site's page: it could sign the browser in to the attacker's account."""
     if request.headers.get("sec-fetch-site") != "cross-site":
         return
     settings = settings_of(request)
@@ -36,9 +36,7 @@ def refuse_foreign_page(request: Request) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """The refresh token of a request, None without one or for one that is none of ours. Its successor goes where it
-    came from.
-    """
+    """The refresh token of a request, or None if it is missing or malformed; `in_body` tells where to answer it."""
 
     token: RefreshToken | None
     in_body: bool

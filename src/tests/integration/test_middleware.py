@@ -12,6 +12,7 @@ import asyncpg
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse
 from sqlalchemy import text
 from starlette.types import Receive, Scope, Send
 
@@ -165,6 +166,61 @@ class TestRequestId:
         (record,) = logs.named("unhandled error")
         assert record.exc_info
         assert (record.method, record.path) == ("GET", "/broken/x\nforged")  # type: ignore[attr-defined]
+
+
+class TestUnexpectedErrors:
+    @pytest.fixture
+    def broken(self) -> FastAPI:
+        router = APIRouter()
+
+        @router.get("/broken")
+        async def fail() -> None:
+            raise LookupError("a secret")
+
+        return build(router)
+
+    @pytest.mark.parametrize("key", [Exception, 500])
+    @pytest.mark.parametrize("is_async", [True, False])
+    async def test_registered_handler_answers(
+        self, broken: FastAPI, logs: LogRecords, key: Any, is_async: bool
+    ) -> None:
+        """With the id, the headers and the line in the log that any other 500 has."""
+
+        def answer(request: Request, error: Exception) -> JSONResponse:
+            return JSONResponse({"path": request.url.path, "error": type(error).__name__}, 418)
+
+        async def answer_async(request: Request, error: Exception) -> JSONResponse:
+            return answer(request, error)
+
+        broken.add_exception_handler(key, answer_async if is_async else answer)
+        async with open_client(broken) as own:
+            response = await own.get("/broken")
+            assert (await own.get("/nowhere")).status_code == 404
+        assert (response.status_code, response.json()) == (418, {"path": "/broken", "error": "LookupError"})
+        assert response.headers["x-request-id"]
+        assert response.headers["cache-control"] == "private, no-store"
+        assert [str(record.exc_info and record.exc_info[1]) for record in logs.named("unhandled error")] == ["a secret"]
+
+    async def test_handler_of_a_subclass_answers(self, broken: FastAPI, logs: LogRecords) -> None:
+        async def answer(request: Request, error: LookupError) -> JSONResponse:
+            return JSONResponse({"detail": "not there"}, 410)
+
+        broken.add_exception_handler(LookupError, answer)  # type: ignore[arg-type]  # Starlette types all alike
+        async with open_client(broken) as own:
+            assert (await own.get("/broken")).status_code == 410
+        assert logs.named("unhandled error") == []
+
+    async def test_handler_that_fails_itself(self, broken: FastAPI) -> None:
+        """The server is told, and the next request is answered."""
+
+        async def answer(request: Request, error: Exception) -> JSONResponse:
+            raise RuntimeError
+
+        broken.add_exception_handler(Exception, answer)
+        async with open_client(broken) as own:
+            with pytest.raises(RuntimeError):
+                await own.get("/broken")
+            assert (await own.get("/nowhere")).status_code == 404
 
 
 async def test_security_headers_are_on_every_answer(client: httpx.AsyncClient) -> None:

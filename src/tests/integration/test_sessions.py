@@ -411,7 +411,7 @@ class TestPurge:
 
     async def test_all_of_them_go_in_parts(self, user: User, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
         """Also where those that have expired are, in part, the deleted users' own."""
-        monkeypatch.setattr("app.worker.PURGED_AT_ONCE", 4)
+        monkeypatch.setattr("app.worker.PURGE_BATCH", 4)
         async with transaction() as db:
             for days in (-2, -1, 1, 1, 1, 1, 1):
                 await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=days))

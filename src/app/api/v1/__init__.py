@@ -39,7 +39,7 @@ def include_routers(app: FastAPI, settings: Settings) -> None:
         tiers_router,
         rate_limits_router,
         router,
-        # Last: the paths of posts begin with a username, which must not hide a word that another route begins with.
+        # Last: the paths of posts begin with a username, which would match the first word of other paths.
         posts_router,
     ]
     for each in routers:

@@ -34,7 +34,7 @@ async def login_for_access_token(
     reader: ReaderDep,
     refresh_in_body: RefreshInBody = False,
 ) -> Token:
-    """Sign in with a username or an e-mail address, and a password: a session begins."""
+    """Sign in with a username or an e-mail address, and a password; this begins a session."""
     settings, passwords, tokens = settings_of(request), passwords_of(request), tokens_of(request)
     audit.note(request.scope, who=None)
     refuse_foreign_page(request)
@@ -44,7 +44,7 @@ async def login_for_access_token(
         raise UnauthorizedError(REFUSED)
     checked = user["hashed_password"]
     renewed = await passwords.hash(form.password) if passwords.is_outdated(checked) else None
-    # The row is held until the commit, so that no session begins with a password that has been changed meanwhile.
+    # Lock the row until the commit: no session may begin with a password that another request has just changed.
     if renewed is None or not await crud_users.change_password(db, user["id"], checked, renewed):
         stored = await crud_users.hold_password(db, user["id"])
         if stored != checked and not await passwords.verify(form.password, stored):

@@ -21,7 +21,7 @@ REFUSED = "The token is not valid, has expired or was used: ask for another one"
 
 
 async def limit_resets(request: Request) -> None:
-    """Refuse what comes from one address beyond the limit."""
+    """Refuse requests from one address beyond the limit."""
     settings = settings_of(request)
     if isinstance(settings, AbuseLimitSettings):
         limit, period = settings.PASSWORD_RESET_LIMIT, settings.PASSWORD_RESET_PERIOD
@@ -38,9 +38,9 @@ router = APIRouter(
 
 @router.post("/forgot", status_code=202)
 async def forget_password(request: Request, forgotten: PasswordForgotten) -> Message:
-    """Have a token mailed with which to choose a new password; the answer is the same for unknown addresses."""
+    """Mail a token for a new password; the answer is the same for unknown addresses."""
     audit.note(request.scope, who=None)
-    # Whether there is such a user is found out by the job: here nothing depends on it, and so neither does the time.
+    # The job looks the user up, so that the time of this answer does not depend on whether the user exists.
     if await _may_be_mailed(request, forgotten.email):
         queue = queue_of(request)
         async with queue.server.guard():
@@ -49,7 +49,7 @@ async def forget_password(request: Request, forgotten: PasswordForgotten) -> Mes
 
 
 async def _may_be_mailed(request: Request, email: str) -> bool:
-    """Whether there were few mails to this address in the time for which a token is good: the last one always is."""
+    """Whether the address may get another mail while the token of the last one is still valid."""
     settings = settings_of(request)
     if not isinstance(settings, AbuseLimitSettings):
         return True
@@ -60,7 +60,7 @@ async def _may_be_mailed(request: Request, email: str) -> bool:
 
 @router.post("/reset", responses=responses(UnauthorizedError))
 async def reset_password(request: Request, reset: PasswordResetConfirmation, db: SessionDep) -> Message:
-    """Choose a new password with a mailed token, which is used up; all sessions end."""
+    """Set a new password with a mailed token, which then stops working; all sessions end."""
     audit.note(request.scope, who=None)
     new = await passwords_of(request).hash(reset.new_password)
     user = await crud_users.reset_password(db, hash_of(reset.token), new)

@@ -25,7 +25,7 @@ router = APIRouter(tags=["passwords"])
 async def change_password(
     request: Request, change: PasswordChange, current_user: CurrentUser, db: SessionDep, reader: ReaderDep
 ) -> Message:
-    """Choose a new password; all other sessions end."""
+    """Set a new password; all other sessions end."""
     old = await require_password(request, current_user, change.current_password, reader)
     refuse_weak_password(change.new_password, "new_password", current_user["username"], current_user["email"])
     new = await passwords_of(request).hash(change.new_password)

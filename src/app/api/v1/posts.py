@@ -2,6 +2,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 
+from app.api import cache_keys
 from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, SessionDep
 from app.api.exceptions import responses
 from app.api.paginated import Cursor, ItemsPerPage, PageNumber, PaginatedListResponse, get_cursor_page
@@ -17,7 +18,7 @@ from app.schemas.user import Username
 router = APIRouter(tags=["posts"], route_class=CachedRoute)
 
 PostId = Annotated[RowId, Path()]
-_LISTS = ["{username}_posts:*"]
+_LISTS = [f"{cache_keys.POSTS}:*"]
 
 
 @router.post(
@@ -26,17 +27,19 @@ _LISTS = ["{username}_posts:*"]
     status_code=201,
     responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
 )
-@cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
+@cache(cache_keys.POSTS, resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
 async def write_post(
     request: Request, username: Username, post: PostCreate, db: SessionDep, user_id: OwnUserId
 ) -> Post:
-    """Write a post under one's own name."""
+    """Write a post of one's own."""
     return await crud_posts.create(db, PostCreateInternal(**post.model_dump(), created_by_user_id=user_id))
 
 
 @router.get("/{username}/posts", response_model=PaginatedListResponse[PostRead], responses=responses(NotFoundError))
 @cache(
-    "{username}_posts:page_{page}{cursor}:items_per_page:{items_per_page}", resource_id_name="username", expiration=60
+    f"{cache_keys.POSTS}:page_{{page}}{{cursor}}:items_per_page:{{items_per_page}}",
+    resource_id_name="username",
+    expiration=60,
 )
 async def read_posts(
     request: Request,
@@ -46,7 +49,7 @@ async def read_posts(
     items_per_page: ItemsPerPage = 10,
     cursor: Cursor = "",
 ) -> dict[str, Any]:
-    """List a user's posts, in the order in which they were written."""
+    """List a user's posts, oldest first."""
     wanted = await get_cursor_page(request, page, items_per_page, cursor)
     posts = await crud_posts.get_multi(
         db,
@@ -58,12 +61,12 @@ async def read_posts(
         is_deleted=False,
     )
     if wanted.offset > posts["total_count"]:
-        do_not_store(request)  # nothing bounds how many such pages there are
+        do_not_store(request)  # any number of such pages could be requested
     return wanted.response(posts)
 
 
 @router.get("/{username}/post/{id}", response_model=PostRead, responses=responses(NotFoundError))
-@cache("{username}_post_cache", resource_id_name="id")
+@cache(cache_keys.POST, resource_id_name="id")
 async def read_post(request: Request, username: Username, id: PostId, db: ReaderDep) -> dict[str, Any]:
     """Read a post."""
     post = await crud_posts.get(db, PostRead, id=id, created_by_user_id=crud_users.id_of(username), is_deleted=False)
@@ -77,11 +80,11 @@ async def read_post(request: Request, username: Username, id: PostId, db: Reader
     response_model=PostRead,
     responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
 )
-@cache("{username}_post_cache", resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+@cache(cache_keys.POST, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def patch_post(
     request: Request, username: Username, id: PostId, values: PostUpdate, db: SessionDep, user_id: OwnUserId
 ) -> dict[str, Any]:
-    """Change what the body names in one's own post."""
+    """Change the fields that the body names in one's own post."""
     post = await crud_posts.update_one(db, values, PostRead, id=id, created_by_user_id=user_id, is_deleted=False)
     if post is None:
         raise NotFoundError("Post not found")
@@ -89,7 +92,7 @@ async def patch_post(
 
 
 @router.delete("/{username}/post/{id}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError))
-@cache("{username}_post_cache", resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+@cache(cache_keys.POST, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def erase_post(request: Request, username: Username, id: PostId, db: SessionDep, user_id: OwnUserId) -> Message:
     """Delete one's own post; the row stays."""
     if not await crud_posts.delete(db, id=id, created_by_user_id=user_id):
@@ -98,11 +101,11 @@ async def erase_post(request: Request, username: Username, id: PostId, db: Sessi
 
 
 @router.delete("/{username}/db_post/{id}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError))
-@cache("{username}_post_cache", resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+@cache(cache_keys.POST, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def erase_db_post(
     request: Request, username: Username, id: PostId, db: SessionDep, _: CurrentSuperuser
 ) -> Message:
-    """Really delete a post, deleted before or not."""
+    """Delete the row of a post, also of one that was deleted before."""
     user_id = await crud_users.lock_key(db, username=username)
     if user_id is None or not await crud_posts.db_delete(db, id=id, created_by_user_id=user_id):
         raise NotFoundError("Post not found")

@@ -23,7 +23,7 @@ router = APIRouter(
 
 
 async def get_tier_id(tier_name: Text, db: SessionDep) -> int:
-    """The id of the tier named in the path, which keeps the name until the request has committed."""
+    """The id of the tier named in the path; its name is locked until the request has committed."""
     tier_id = await crud_tiers.lock_key(db, name=tier_name)
     if tier_id is None:
         raise NotFoundError("Tier not found")
@@ -31,7 +31,7 @@ async def get_tier_id(tier_name: Text, db: SessionDep) -> int:
 
 
 async def find_tier_id(tier_name: Text) -> Lookup:
-    """For requests that read: the statement that reads finds the id too."""
+    """For reads: their own statement looks the id up."""
     return Lookup(Tier, "id", {"name": tier_name})
 
 
@@ -66,7 +66,7 @@ async def read_rate_limit(tier_id: TierIdLookup, id: RateLimitId, db: ReaderDep)
 
 @router.patch("/rate_limit/{id}", response_model=RateLimitRead, responses=responses(DuplicateValueError))
 async def patch_rate_limit(tier_id: TierId, id: RateLimitId, values: RateLimitUpdate, db: SessionDep) -> dict[str, Any]:
-    """Change what the body names in a rate limit."""
+    """Change the fields that the body names in a rate limit."""
     rate_limit = await crud_rate_limits.update_one(db, values, RateLimitRead, id=id, tier_id=tier_id)
     if rate_limit is None:
         raise NotFoundError("Rate limit not found")
@@ -75,7 +75,7 @@ async def patch_rate_limit(tier_id: TierId, id: RateLimitId, values: RateLimitUp
 
 @router.delete("/rate_limit/{id}")
 async def erase_rate_limit(tier_id: TierId, id: RateLimitId, db: SessionDep) -> Message:
-    """Delete a rate limit: the default limit is used in its place."""
+    """Delete a rate limit; the default limit replaces it."""
     if not await crud_rate_limits.delete(db, id=id, tier_id=tier_id):
         raise NotFoundError("Rate limit not found")
     return Message(message="Rate limit deleted")

@@ -19,13 +19,13 @@ router = APIRouter(tags=["sessions"], responses=responses(UnauthorizedError))
 
 @router.post("/refresh", response_model_exclude_unset=True)
 async def refresh_access_token(request: Request, response: Response, presented: PresentedToken) -> Token:
-    """Exchange the refresh token (cookie or body) for a new pair; one that was spent before ends its session."""
+    """Exchange the refresh token (cookie or body) for a new pair; a token that was spent before ends its session."""
     settings, tokens = settings_of(request), tokens_of(request)
     lifetime = timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS)
     refreshed = None
     if presented.token is not None:
         grace = timedelta(seconds=settings.REFRESH_GRACE_SECONDS)
-        # Not the request's own transaction: a session that is ended here stays so, though the answer is an error.
+        # A transaction of its own: an error response must not roll back the end of a session.
         async with transaction(engines_of(request)) as db:
             successor = tokens.successor(presented.token)
             refreshed = await crud_sessions.refresh(db, presented.token, successor, client_of(request), lifetime, grace)
@@ -48,7 +48,7 @@ async def refresh_access_token(request: Request, response: Response, presented: 
 async def logout(
     request: Request, response: Response, token: BearerToken, presented: PresentedToken, db: SessionDep
 ) -> None:
-    """End the session of the access token, which may have expired, and of the refresh token; both are dead at once."""
+    """End the session of the access token, even an expired one, and of the refresh token; both stop working at once."""
     named = [tokens_of(request).read(token, allow_expired=True).session] if token else []
     if presented.token is not None:
         named.append(presented.token.session)
@@ -61,7 +61,7 @@ async def logout(
 
 @router.get("/user/me/sessions", response_model=PaginatedListResponse[SessionRead])
 async def read_sessions(current_user: CurrentUser, db: ReaderDep, page: PageDep) -> dict[str, Any]:
-    """List one's own sessions, in the order in which they began."""
+    """List one's own sessions, oldest first."""
     sessions = await crud_sessions.get_living(db, current_user["id"], page.offset, page.items_per_page)
     for session in sessions["data"]:
         session["is_current"] = session["id"] == current_user["session_id"]
@@ -81,6 +81,6 @@ async def erase_session(
 
 @router.delete("/user/me/sessions")
 async def erase_other_sessions(current_user: CurrentUser, db: SessionDep) -> Message:
-    """End all of one's own sessions but the one that asks."""
+    """End all of one's own sessions except the current one."""
     ended = await crud_sessions.end_all(db, current_user["id"], but=current_user["session_id"])
     return Message(message=f"Other sessions ended: {ended}")

@@ -24,7 +24,7 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 TaskMessage = Annotated[Text, Query(max_length=1000, examples=["test"])]
 TaskId = Annotated[Text, Path(max_length=200)]
-# The id of a task that was made with a token begins with its maker's; one of another form can be guessed.
+# An id begins with the id of the user who made the task, if any. Ids of other forms can be guessed.
 _ID = re.compile(r"(?:(?P<maker>[0-9]+)-)?[0-9a-f]{32}")
 
 
@@ -46,18 +46,18 @@ async def create_task(request: Request, message: TaskMessage, user: OptionalUser
 
 @router.get("/task/{task_id}", responses=responses(UnauthorizedError, NotFoundError), openapi_extra=TOKEN_OPTIONAL)
 async def get_task(request: Request, task_id: TaskId, user: OptionalUser, response: Response) -> JobRead:
-    """Read what the queue knows of a task, for an hour after it has run."""
+    """Read the state of a task; its result is kept for an hour."""
     response.headers["Cache-Control"] = "private, no-store"
     queue = queue_of(request)
     job = ArqJob(task_id, queue.pool)
     if _may_read(task_id, user):
         async with queue.server.guard():
             status = await job.status()
-            # It looks in two places; a job that ends in between has left the second one.
+            # arq looks in two places; a job that ends in between is found at the second try.
             info = await job.info() or await job.info()
         if isinstance(info, JobResult):
             status = JobStatus.complete
-        elif status is JobStatus.complete:  # until it was put into the queue once more, in between
+        elif status is JobStatus.complete:  # it was retried between the two calls
             status = JobStatus.queued
         if info is not None:
             return JobRead.model_validate({**vars(info), "id": task_id, "status": status})
@@ -70,7 +70,7 @@ async def get_task(request: Request, task_id: TaskId, user: OptionalUser, respon
     responses=responses(UnauthorizedError, ForbiddenError),
 )
 async def read_failed_tasks(request: Request, page: PageDep, _: CurrentSuperuser) -> dict[str, Any]:
-    """List the tasks that ended badly, newest first; the newest 1,000 are kept."""
+    """List the tasks that failed for good, newest first; the newest 1,000 are kept."""
     queue = queue_of(request)
     async with queue.server.guard():
         jobs, total_count = await failed_jobs(queue.server, page.offset, page.items_per_page)
@@ -83,7 +83,7 @@ async def read_failed_tasks(request: Request, page: PageDep, _: CurrentSuperuser
     responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, ConflictError),
 )
 async def retry_failed_task(request: Request, task_id: TaskId, _: CurrentSuperuser) -> Job:
-    """Queue a task that ended badly once more, with the same arguments and all its tries."""
+    """Queue a failed task again, with the same arguments and all its tries."""
     queue = queue_of(request)
     async with queue.server.guard():
         await retry_failed_job(queue.server, task_id)

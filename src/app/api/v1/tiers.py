@@ -57,7 +57,7 @@ async def patch_tier(name: Text, values: TierUpdate, db: SessionDep) -> dict[str
 
 @router.delete("/tier/{name}", responses=responses(NotFoundError, StillReferencedError))
 async def erase_tier(name: Text, db: SessionDep, reader: ReaderDep) -> Message:
-    """Delete a tier that no user is in, with its rate limits; deleted users leave it."""
+    """Delete an unused tier with its rate limits; deleted users are removed from it."""
     tier = await crud_tiers.get(reader, ["id"], name=name)
     if tier is None:
         raise NotFoundError("Tier not found")

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.api import cache_keys
 from app.api.dependencies import (
     TOKEN_OPTIONAL,
     CurrentSuperuser,
@@ -46,13 +47,10 @@ from app.schemas.user import (
 
 router = APIRouter(tags=["users"])
 
-# Every stored answer whose key holds the user's name: it ends when the user changes or goes.
-_CACHED = ["{username}_posts:*", "{username}_post_cache:*"]
 
-
-def _forget_former_owner(request: Request, db: AsyncSession, username: str) -> None:
-    """Who takes a name may answer before who gave it up has removed what was stored under it."""
-    patterns = [pattern.format(username=username) for pattern in _CACHED]
+def _invalidate_new_name(request: Request, db: AsyncSession, username: str) -> None:
+    """Invalidate the new owner's keys too: the rename that freed this name may not have done so yet."""
+    patterns = [pattern.format(username=username) for pattern in cache_keys.OF_USER]
     on_commit(db, partial(store_of(request).remove, [], patterns), even_if_unknown=True)
 
 
@@ -72,14 +70,14 @@ async def write_user(request: Request, user: UserCreate, db: SessionDep) -> User
     hashed_password = await passwords_of(request).hash(user.password)
     internal = UserCreateInternal(**user.model_dump(exclude={"password"}), hashed_password=hashed_password)
     created = await crud_users.create(db, internal)
-    _forget_former_owner(request, db, created.username)
+    _invalidate_new_name(request, db, created.username)
     audit.note(request.scope, who=created.id)
     return created
 
 
 @router.get("/users", response_model=PaginatedListResponse[UserRead])
 async def read_users(db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
-    """List the users, in the order in which they signed up."""
+    """List the users in the order of their sign-up."""
     users = await crud_users.get_multi(
         db, page.offset, page.items_per_page, UserRead, after=page.after, is_deleted=False
     )
@@ -100,11 +98,11 @@ async def read_users_me(current_user: CurrentUser) -> Caller:
     openapi_extra=TOKEN_OPTIONAL,
 )
 async def read_user(username: Username, db: ReaderDep, current_user: OptionalUser) -> dict[str, Any]:
-    """Read a user; the e-mail address is shown to the user and to superusers only."""
+    """Read a user; only the user and superusers see the e-mail address."""
     user = await crud_users.get(db, UserReadOwn, username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")
-    # By id: the name may be another user's since the token was looked up.
+    # Compare ids: another user may have taken the name since the token was checked.
     is_own = current_user is not None and (current_user["is_superuser"] or current_user["id"] == user["id"])
     return user if is_own else {key: user[key] for key in UserRead.model_fields}
 
@@ -114,7 +112,7 @@ async def read_user(username: Username, db: ReaderDep, current_user: OptionalUse
     response_model=UserReadOwn,
     responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, DuplicateValueError, RateLimitExceededError),
 )
-@cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
+@cache("user", resource_id_name="username", pattern_to_invalidate_extra=cache_keys.OF_USER)
 async def patch_user(
     request: Request,
     username: Username,
@@ -124,14 +122,14 @@ async def patch_user(
     user_id: EditableUserId,
     current_user: CurrentUser,
 ) -> dict[str, Any]:
-    """Change what the body names; users may change themselves, superusers everybody."""
+    """Change the fields that the body names; users may change themselves, superusers everybody."""
     changes = values.model_dump(exclude_unset=True)
     password = changes.pop("current_password", None)
     audit.note(request.scope, target=user_id)
     if "email" in changes or password is not None:
         await confirm_caller(request, current_user, password, reader)
     if "username" in changes:
-        _forget_former_owner(request, db, changes["username"])
+        _invalidate_new_name(request, db, changes["username"])
     user = await crud_users.update_one(db, changes, UserReadOwn, id=user_id, username=username, is_deleted=False)
     if user is None:
         raise NotFoundError("User not found")
@@ -142,7 +140,7 @@ _ERASE = responses(UnauthorizedError, ForbiddenError, NotFoundError, LastSuperus
 
 
 @router.delete("/user/{username}", responses=_ERASE)
-@cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
+@cache("user", resource_id_name="username", pattern_to_invalidate_extra=cache_keys.OF_USER)
 async def erase_user(
     request: Request,
     username: Username,
@@ -163,7 +161,7 @@ async def erase_user(
 
 
 @router.delete("/db_user/{username}", responses=_ERASE)
-@cache("{username}_posts", resource_id_name="username", pattern_to_invalidate_extra=_CACHED)
+@cache("user", resource_id_name="username", pattern_to_invalidate_extra=cache_keys.OF_USER)
 async def erase_db_user(
     request: Request,
     username: Username,
@@ -172,7 +170,7 @@ async def erase_db_user(
     superuser: CurrentSuperuser,
     confirmation: Confirmation = None,
 ) -> Message:
-    """Really delete a user, deleted before or not, with all posts; the name and the e-mail address become free."""
+    """Delete the row of a user and all their posts, deleted ones too; the name and the e-mail address become free."""
     await confirm_caller(request, superuser, confirmation.current_password if confirmation else None, reader)
     user = await crud_users.lock_for_deletion(db, username)
     if user is None:

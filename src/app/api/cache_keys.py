@@ -1,0 +1,6 @@
+"""The prefixes of cache keys that carry a username: a user who is renamed or deleted takes these answers along."""
+
+POSTS = "{username}_posts"
+POST = "{username}_post_cache"
+OF_USER = [f"{prefix}:*" for prefix in (POSTS, POST)]
+"""Patterns for every stored answer under a username; add the prefix of your own endpoint above."""
