@@ -21,12 +21,12 @@ from app.crud.statements import (
     columns_of,
     columns_to_select,
     key_names,
-    lock_key,
     lookups,
     parse_filters,
     primary_key,
     select_count,
     select_exists,
+    select_locked_key,
     select_one,
     select_page,
     update_rows,
@@ -123,7 +123,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         Meanwhile no other transaction deletes the row or changes a unique column of it, such as a name.
         """
         shape, parameters = parse_filters(self.model, filters)
-        return (await db.execute(lock_key(self.model, shape), parameters)).scalar_one_or_none()
+        return (await db.execute(select_locked_key(self.model, shape), parameters)).scalar_one_or_none()
 
     async def create(self, db: AsyncSession, object: CreateT) -> ModelT:
         """Insert a row and return it as the model, with what the database filled in."""

@@ -127,9 +127,13 @@ def lookups(shape: FilterShape) -> list[str]:
     return [value[0].__name__ for _, value in shape if isinstance(value, tuple)]
 
 
-def _all_found(model: type[Base], shape: FilterShape) -> ColumnElement[bool]:
-    operands = [(columns_of(model)[name], f"where_{name}", value) for name, value in shape if isinstance(value, tuple)]
-    return and_(*(_right_operand(*each).is_not(None) for each in operands))
+def _all_found(shape: FilterShape) -> ColumnElement[bool]:
+    found = [
+        exists().select_from(value[0].__table__).where(*where_clauses(value[0], value[2], f"where_{name}_"))
+        for name, value in shape
+        if isinstance(value, tuple)
+    ]
+    return and_(*found)
 
 
 def literal_limit(limit: int) -> BindParameter[int]:
@@ -177,13 +181,13 @@ def select_one(model: type[Base], columns: Columns, shape: FilterShape) -> Selec
     statement = select(*chosen).where(*where_clauses(model, shape)).order_by(*primary_key(model)).limit(1)
     if lookups(shape):  # always one row, which ends with "the row is there" and "all lookups are found"
         row = statement.add_columns(true().label(_IS_ROW)).subquery("row")
-        found = select(_all_found(model, shape).label("all_found")).subquery("lookups")
+        found = select(_all_found(shape).label("all_found")).subquery("lookups")
         statement = select(row, found).select_from(found.outerjoin(row, true()))
     return statement.execution_options(**BUILT_ONCE)
 
 
 @lru_cache(maxsize=1024)
-def lock_key(model: type[Base], shape: FilterShape) -> Select[Any]:
+def select_locked_key(model: type[Base], shape: FilterShape) -> Select[Any]:
     return select(*primary_key(model)).where(*where_clauses(model, shape)).with_for_update(read=True, key_share=True)
 
 
@@ -200,7 +204,7 @@ def select_page(model: type[Base], columns: Columns, shape: FilterShape, *, afte
     key, attributes = primary_key(model), columns_of(model)
     count = select_count(model, shape)
     if lookups(shape):
-        count = select(case((_all_found(model, shape), count.scalar_subquery())).label("rows"))
+        count = select(case((_all_found(shape), count.scalar_subquery())).label("rows"))
     total = count.cte("total")
     keys = select(*key).where(*where_clauses(model, shape)).order_by(*key).limit(_hidden_parameter("limit"))
     if after:

@@ -399,6 +399,8 @@ class TestLookup:
             await crud_posts.get(reading, **own)
         with pytest.raises(NotFoundError, match="User not found"):
             await crud_posts.get_multi(reading, offset, after=after, **own)
+        nothing = Lookup(User, "profile_image_url", {"id": user.id})  # the row is there, and the value is NULL
+        assert await crud_posts.get(reading, title=nothing) is None
         with pytest.raises(NotFoundError, match="User or Tier not found"):
             await crud_posts.get(reading, **own, title=Lookup(Tier, "name", {"id": 1}))
 

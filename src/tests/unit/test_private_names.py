@@ -25,7 +25,7 @@ DOCUMENTED = {
     "redis.backoff", "redis.exceptions", "sqlalchemy", "sqlalchemy.dialects.postgresql", "sqlalchemy.engine",
     "sqlalchemy.exc", "sqlalchemy.ext.asyncio", "sqlalchemy.orm", "sqlalchemy.pool", "starlette.concurrency",
     "starlette.exceptions", "starlette.middleware", "starlette.middleware.cors", "starlette.requests",
-    "starlette.responses", "starlette.staticfiles", "starlette.types",
+    "starlette.responses", "starlette.staticfiles", "starlette.types", "typing_extensions",
 }  # fmt: skip
 """Modules whose names are documented, but for those below."""
 
