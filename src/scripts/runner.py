@@ -5,13 +5,23 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 
-from app.core.database import default_engines
-from app.core.database.migrations import create_missing_tables
+from sqlalchemy import inspect
+
+from app.core.database import Base, default_engines
+from app.core.database.migrations import migrate
 from app.core.exceptions import AppError, DatabaseUnavailableError
 
 
 class ScriptError(Exception):
     """The script cannot do it; the message says why, and what to do."""
+
+
+async def create_missing_tables() -> None:
+    """Migrate a database that has none of our tables; leave any other as it is."""
+    async with default_engines.write.connect() as connection:
+        tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+    if Base.metadata.tables.keys().isdisjoint(tables):
+        await migrate()
 
 
 def run(script: Callable[[], Awaitable[str]]) -> int:

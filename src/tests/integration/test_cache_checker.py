@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from app.api.dependencies import ReaderDep, SessionDep, get_optional_user
 from app.api.paginated import PageDep
 from app.core.cache import cache
-from app.core.cache.checker import find_cache_faults
 from app.main import app as the_app
 from scripts import check_cache
+from scripts.check_cache import find_cache_faults
 from tests.fixtures import RunProgram
 from tests.integration.own_app import build
 

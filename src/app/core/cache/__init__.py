@@ -1,5 +1,5 @@
-"""The server cache: `decorator` (`@cache`) with `options`, `route` (serves stored answers early), `store` with
-`scripts` (what is on the Redis server), and `checker` (finds wrong uses; for tests and `scripts.check_cache`).
+"""The server cache: `decorator` (`@cache`) with `options`, `route` (serves stored answers early), and `store` with
+`scripts` (what is on the Redis server).
 """
 
 from app.core.cache.decorator import cache, do_not_store

@@ -5,12 +5,11 @@ import logging
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.core.config import SRC
-from app.core.database.base import Base
 from app.core.database.engines import Engines, database_url, default_engines
 from app.core.exceptions import DatabaseUnavailableError
 
@@ -32,14 +31,6 @@ async def migrate(engines: Engines = default_engines) -> None:
     async with engine.connect() as connection:
         await connection.run_sync(_upgrade)
         await connection.commit()
-
-
-async def create_missing_tables(engines: Engines = default_engines) -> None:
-    """Migrate a database that has none of our tables; leave any other as it is."""
-    async with engines.write.connect() as connection:
-        tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
-    if Base.metadata.tables.keys().isdisjoint(tables):
-        await migrate(engines)
 
 
 def _upgrade(connection: Connection) -> None:
