@@ -12,6 +12,5 @@ app = create_application(settings, include_routers, exception_handlers=exception
 
 # The imported modules stay: without them a full collection holds requests up for 1 ms rather than 50. The default
 # threshold of 700 new objects is less than a few concurrent requests hold.
-gc.collect()
 gc.freeze()
 gc.set_threshold(20_000)

@@ -22,17 +22,18 @@ from fastapi.routing import APIRoute, iter_route_contexts
 
 from app.core.cache.decorator import cache_options
 from app.core.cache.options import CacheOptions, depends_on_caller
+from app.main import app
 
 _ANY_VALUE = defaultdict[str, str](lambda: "\N{REPLACEMENT CHARACTER}")
 _CALLER = {"auth", "client", "cookies", "headers", "session", "user"}
 _URL = {"base_url", "path_params", "query_params", "url"}
 
 
-def find_cache_faults(app: FastAPI) -> list[str]:
+def find_cache_faults(application: FastAPI) -> list[str]:
     """Return one sentence for each fault, which says what to do about it."""
     cached = [
         (f"GET {context.path}", context.original_route, options)
-        for context in iter_route_contexts(app.routes)
+        for context in iter_route_contexts(application.routes)
         if isinstance(context.original_route, APIRoute)
         and (options := cache_options(context.original_route)) is not None
     ]
@@ -151,8 +152,6 @@ def _body_of(function: FunctionType) -> list[ast.AST]:
 
 
 def main() -> int:
-    from app.main import app  # noqa: PLC0415 (the checks themselves need no application)
-
     faults = find_cache_faults(app)
     print(*faults or ["no fault found in the uses of @cache"], sep="\n")
     return 1 if faults else 0

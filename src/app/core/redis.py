@@ -4,12 +4,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
+from typing import Any
 
 from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from app.core.exceptions import RedisUnavailableError
@@ -37,7 +37,7 @@ class RedisServer:
         """When the server last came back after an outage, on the monotonic clock."""
         self._is_away = False
         self._next_try = -math.inf
-        self._scripts: dict[str, AsyncScript] = {}
+        self._scripts: dict[str, Callable[..., Awaitable[Any]]] = {}
 
     def open(self, host: str, port: int, db: int, password: SecretStr | None, timeout: float) -> None:
         """Prepare the client; connections are made when they are needed. `timeout` is in seconds."""
@@ -95,7 +95,7 @@ class RedisServer:
     def _away(self) -> RedisUnavailableError:
         return RedisUnavailableError(f"The {self.role} server is away: try again")
 
-    def script(self, source: str) -> AsyncScript:
+    def script(self, source: str) -> Callable[..., Awaitable[Any]]:
         """The Lua script as a callable of (keys, args), sent to the server once."""
         return self._scripts.get(source) or self._scripts.setdefault(source, self.client.register_script(source))
 

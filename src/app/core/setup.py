@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from app.core import config
-from app.core.cache import CacheStore, prepare_cached_routes
+from app.core.cache import CacheStore, StoredAnswers, prepare_cached_routes
 from app.core.cache.store import SCOPE_KEY as CACHE
 from app.core.config import (
     ClientSideCacheSettings,
@@ -153,6 +153,8 @@ def _middleware(resources: Resources) -> list[Middleware]:
     ]
     if isinstance(settings, ClientSideCacheSettings):
         middleware.append(Middleware(ClientCache, max_age=settings.CLIENT_CACHE_MAX_AGE))
+    if isinstance(settings, RedisCacheSettings):
+        middleware.append(Middleware(StoredAnswers, store=resources.cache))
     if isinstance(settings, WebSecuritySettings):
         if settings.allowed_hosts:
             middleware.insert(4, Middleware(TrustedHosts, allowed_hosts=settings.allowed_hosts))

@@ -12,14 +12,13 @@ import httpx
 import pytest
 from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, Request, Response
 from fastapi.responses import PlainTextResponse
-from fastapi.routing import APIRoute
 from fastapi.security import APIKeyQuery
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user, get_docs_reader
 from app.api.exceptions import exception_handlers
-from app.core.cache import CachedRoute, CacheStore, cache, do_not_store
+from app.core.cache import CacheStore, cache, do_not_store
 from app.core.cache.store import MAX_ANSWER_BYTES
 from app.core.config import RedisCacheSettings, Settings, settings
 from app.core.exceptions import (
@@ -766,9 +765,8 @@ def build_without_cache(router: APIRouter) -> FastAPI:
 
 
 class TestWithoutTheCacheGroup:
-    @pytest.mark.parametrize("route_class", [APIRoute, CachedRoute])
-    async def test_passes_through(self, redis: RedisRoles, runs: Runs, route_class: type[APIRoute]) -> None:
-        router = APIRouter(route_class=route_class)
+    async def test_passes_through(self, redis: RedisRoles, runs: Runs) -> None:
+        router = APIRouter()
 
         @router.get("/sample/{id}")
         @cache("sample")

@@ -25,7 +25,7 @@ DOCUMENTED = {
     "redis.backoff", "redis.exceptions", "sqlalchemy", "sqlalchemy.dialects.postgresql", "sqlalchemy.engine",
     "sqlalchemy.exc", "sqlalchemy.ext.asyncio", "sqlalchemy.orm", "sqlalchemy.pool", "starlette.concurrency",
     "starlette.exceptions", "starlette.middleware", "starlette.middleware.cors", "starlette.requests",
-    "starlette.responses", "starlette.staticfiles", "starlette.types", "typing_extensions",
+    "starlette.responses", "starlette.routing", "starlette.staticfiles", "starlette.types", "typing_extensions",
 }  # fmt: skip
 """Modules whose names are documented, but for those below."""
 
@@ -58,7 +58,7 @@ PRIVATE = {
 }
 OVERRIDES = {
     # Methods that a library's documentation tells to override, or that keep their documented meaning.
-    "ArqJob.__init__", "CachedRoute.get_route_handler", "FairPool.__init__", "JobPipeline.__init__",
+    "ArqJob.__init__", "FairPool.__init__", "JobPipeline.__init__",
     "JobPipeline.reset", "JobPipeline.set", "JobQueue.__init__", "JobQueue.enqueue_job", "JobQueue.pipeline",
     "KeyValueFormatter.format", "_PatientRetry.__init__",
 }  # fmt: skip

@@ -30,17 +30,17 @@ def include_routers(app: FastAPI, settings: Settings) -> None:
     has_queue = isinstance(settings, RedisQueueSettings)
     sends_mail = isinstance(settings, MailSettings) and settings.sends_mail
     routers = [
-        login_router,
-        *([sessions_router] if isinstance(settings, SessionSettings) else []),
-        passwords_router,
         users_router,
-        *([tasks_router] if has_queue else []),
-        *([password_resets_router] if has_queue and sends_mail else []),
         tiers_router,
         rate_limits_router,
         router,
-        # Last: the paths of posts begin with a username, which would match the first word of other paths.
+        # Below these: `/{username}/posts` would match `/tier/posts`, a tier that is called "posts".
         posts_router,
+        login_router,
+        *([sessions_router] if isinstance(settings, SessionSettings) else []),
+        passwords_router,
+        *([tasks_router] if has_queue else []),
+        *([password_resets_router] if has_queue and sends_mail else []),
     ]
     for each in routers:
         app.include_router(each, prefix="/api/v1", responses=RESPONSES)

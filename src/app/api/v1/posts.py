@@ -6,7 +6,7 @@ from app.api import cache_keys
 from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, SessionDep
 from app.api.exceptions import responses
 from app.api.paginated import Cursor, ItemsPerPage, PageNumber, PaginatedListResponse, get_cursor_page
-from app.core.cache import CachedRoute, cache, do_not_store
+from app.core.cache import cache, do_not_store
 from app.core.exceptions import ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId
 from app.crud.crud_posts import crud_posts
@@ -15,24 +15,10 @@ from app.models.post import Post
 from app.schemas.post import PostCreate, PostCreateInternal, PostRead, PostUpdate
 from app.schemas.user import Username
 
-router = APIRouter(tags=["posts"], route_class=CachedRoute)
+router = APIRouter(tags=["posts"])
 
 PostId = Annotated[RowId, Path()]
 _LISTS = [f"{cache_keys.POSTS}:*"]
-
-
-@router.post(
-    "/{username}/post",
-    response_model=PostRead,
-    status_code=201,
-    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
-)
-@cache(cache_keys.POSTS, resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
-async def write_post(
-    request: Request, username: Username, post: PostCreate, db: SessionDep, user_id: OwnUserId
-) -> Post:
-    """Write a post of one's own."""
-    return await crud_posts.create(db, PostCreateInternal(**post.model_dump(), created_by_user_id=user_id))
 
 
 @router.get("/{username}/posts", response_model=PaginatedListResponse[PostRead], responses=responses(NotFoundError))
@@ -73,6 +59,20 @@ async def read_post(request: Request, username: Username, id: PostId, db: Reader
     if post is None:
         raise NotFoundError("Post not found")
     return post
+
+
+@router.post(
+    "/{username}/post",
+    response_model=PostRead,
+    status_code=201,
+    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
+)
+@cache(cache_keys.POSTS, resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
+async def write_post(
+    request: Request, username: Username, post: PostCreate, db: SessionDep, user_id: OwnUserId
+) -> Post:
+    """Write a post of one's own."""
+    return await crud_posts.create(db, PostCreateInternal(**post.model_dump(), created_by_user_id=user_id))
 
 
 @router.patch(

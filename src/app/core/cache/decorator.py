@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, cast
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute, serialize_response
+from starlette.routing import Host
 
 from app.core.cache.options import CacheOptions
 from app.core.cache.store import MAX_ANSWER_BYTES, CacheStore, store_of
@@ -15,9 +16,14 @@ from app.core.exceptions import RedisUnavailableError
 
 P = ParamSpec("P")
 
-# Notes in the scope of a request, for `CachedRoute`.
-KEY = "app.cache.key"
+# Notes in the scope of a request: what `StoredAnswers` may look up for this URL, and the lease that it has taken.
+EARLY = "app.cache.early"
 LEASE = "app.cache.lease"
+EARLY_ROUTES = "early_routes"
+"""The attribute of `app.state` with the routes that may be served early, each as its ASGI app.
+
+A path does not identify a route: one of a mounted application may have the same.
+"""
 _NOT_STORED = "app.cache.not_stored"
 
 
@@ -99,7 +105,7 @@ def stored_response(body: bytes, status: int) -> Response:
 async def _serve(
     store: CacheStore, key: str, expiration: int, request: Request, endpoint: Callable[[], Awaitable[Any]]
 ) -> Any:
-    if LEASE in request.scope:  # `CachedRoute` has looked already
+    if LEASE in request.scope:  # `StoredAnswers` has looked already
         body, lease = None, request.scope[LEASE]
     else:
         body, lease = await look_up(store, key, expiration)
@@ -115,8 +121,19 @@ async def _serve(
         finally:
             is_kept = len(body) <= MAX_ANSWER_BYTES and _NOT_STORED not in request.scope
             await store.store(key, lease, body if is_kept else b"", expiration)
-    request.scope[KEY] = key
-    return stored_response(body, cast(APIRoute, request.scope["route"]).status_code or 200)
+    status = cast(APIRoute, request.scope["route"]).status_code or 200
+    if _is_served_early(request):
+        request.scope[EARLY] = key, expiration, status
+    return stored_response(body, status)
+
+
+def _is_served_early(request: Request) -> bool:
+    # FastAPI keeps the route as its routers have included it only in this entry of the scope.
+    included = request.scope.get("fastapi", {}).get("effective_route_context")
+    route = request.scope["route"]
+    selected = included if included is not None and included.original_route is route else route
+    has_hosts = any(isinstance(each, Host) for each in request.app.routes)  # then the URL alone selects no route
+    return selected.app in getattr(request.app.state, EARLY_ROUTES, ()) and not has_hosts
 
 
 async def _render(request: Request, answer: Any) -> bytes:
