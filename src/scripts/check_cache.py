@@ -1,4 +1,4 @@
-"""Check every use of `@cache`: `python -m scripts.check_cache`; exit status 1 and one line for each fault."""
+"""Check every use of `@cache`: `python -m scripts.check_cache`. Print one line for each fault; exit with 1 on any."""
 
 import sys
 
