@@ -1,4 +1,4 @@
-"""An open load: requests that arrive at a fixed rate, whether or not those before them have been answered."""
+"""An open load: requests arrive at a fixed rate, independently of the answers to earlier requests."""
 
 import asyncio
 import time
@@ -27,24 +27,24 @@ class Offer:
     seconds: float
     connections: int
     max_lag_ms: float
-    """How late half of the requests may be offered at most, or the rate was not the one that was meant."""
+    """The greatest median delay of the generator; beyond it, the offered rate was not the intended rate."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was answered while requests arrived. Times are counted from the moment at which a request was to arrive."""
+    """The answers during the load. Latencies count from the time at which a request was due to arrive."""
 
     offered_per_second: float
     answered_per_second: float
     shed_per_second: float
     unsent: float
-    """Requests that found no connection free in all this time."""
+    """Requests that still waited for a free connection when the load ended."""
     cpu: float
-    """Share of a processor that the server had: less than one where others had more of the machine."""
+    """Share of a processor that the server used; below one if other processes took more of the machine."""
     p50_ms: float
     p99_ms: float
     lag_p50_ms: float
-    """How much too late requests were offered."""
+    """How late the generator offered the requests."""
     lag_p99_ms: float
 
 
@@ -69,7 +69,7 @@ class _Line(Exchange):
 
 
 class _Crowd:
-    """Requests that arrive, those that wait for a free connection first come first served."""
+    """The arriving requests and their connections. Requests wait for a free connection in the order of arrival."""
 
     def __init__(self, offer: Offer) -> None:
         self._offer = offer
@@ -80,7 +80,7 @@ class _Crowd:
         self._done = asyncio.get_running_loop().create_future()
         self.lags: list[float] = []
         self.served: list[tuple[float, float]] = []
-        """When each was answered, and after how long."""
+        """For each request: time of the answer, and latency."""
         self.shed: list[float] = []
         self.lines: list[_Line] = []
 
@@ -125,15 +125,15 @@ class _Crowd:
             line = _Line(self)
             await loop.create_connection(lambda line=line: line, HOST, self._offer.port)  # type: ignore[misc]
             self.lines.append(line)
-            # uvloop takes one new connection whenever it looks for what to do, so that those that come to a busy
-            # service wait very long.
+            # uvloop accepts one new connection in each iteration of its loop, so new connections to a busy service
+            # wait very long. Open all of them before the load begins.
             line.send(_PROBE)
             await line.opened
             self._idle.append(line)
 
     def _send_next(self) -> None:
         if self._idle and self._waiting:
-            line = self._idle.pop()  # the one last used, as the pools of clients and proxies do it
+            line = self._idle.pop()  # the most recently used, as in the pools of clients and proxies
             line.due = self._waiting.popleft()
             line.send(next(self._requests))
 
@@ -159,7 +159,7 @@ class _Crowd:
 
 
 async def offer_load(offer: Offer) -> Outcome:
-    """Raises BenchError for an answer that is neither 200 nor 503 with Retry-After, and for too great a lag."""
+    """Offer the load. Raises BenchError unless each answer is 200, or 503 with Retry-After, and for too much lag."""
     crowd = _Crowd(offer)
     try:
         async with asyncio.timeout(offer.seconds + 3 * GIVE_UP_SECONDS):
@@ -175,5 +175,5 @@ async def offer_load(offer: Offer) -> Outcome:
 
 
 def run(offer: Offer) -> Outcome:
-    """`offer_load` for a process that does nothing else."""
+    """Run `offer_load` in a process of its own."""
     return uvloop.run(offer_load(offer))
