@@ -1,4 +1,4 @@
-"""Starts the servers before anything imports the application. The fixtures are in `tests/fixtures.py`."""
+"""Start the servers before any module imports the application. The fixtures are in `tests/fixtures.py`."""
 
 import os
 import tempfile
@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.update(_exit_stack.enter_context(throw_away_servers()))
         make_template()
         if getattr(config.option, "dist", "no") != "no":
-            return  # this process only hands out tests
+            return  # this process only distributes the tests
     choose_databases(os.environ.get("PYTEST_XDIST_WORKER", "main"))
     folder = _exit_stack.enter_context(tempfile.TemporaryDirectory())
     logger.LOG_FILE = Path(folder) / "app.log"
