@@ -1,4 +1,4 @@
-"""What `@cache` does with each of its options."""
+"""The options of `@cache`, and their effects."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -46,7 +46,7 @@ class Thing(BaseModel):
 
 
 class Runs:
-    """How often an endpoint ran."""
+    """A counter of an endpoint's runs."""
 
     count = 0
 
@@ -62,7 +62,7 @@ def runs() -> Runs:
 
 @pytest.fixture
 async def own_store() -> AsyncIterator[CacheStore]:
-    """The cache without endpoints, in use."""
+    """An open cache store without endpoints."""
     async with opened(settings) as store:
         yield store
 
@@ -73,7 +73,7 @@ async def get(router: APIRouter, path: str) -> httpx.Response:
 
 
 async def keys_of(redis: RedisRoles) -> set[str]:
-    """The cached answers, without what the cache needs for itself."""
+    """Return the keys of cached answers, without the cache's internal keys."""
     return {key.decode() for key in await redis.cache.keys()} - {
         key.decode() for key in await redis.cache.keys("@cache:*")
     }
@@ -240,7 +240,7 @@ class TestGet:
     async def test_no_key_without_an_end(
         self, redis: RedisRoles, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]
     ) -> None:
-        """At no moment: the script that looks runs between any two others."""
+        """Every key has an expiry at every moment: the checking script can run between any two other scripts."""
         endless = redis.cache.register_script("""
         local found = {}
         for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -265,7 +265,7 @@ class TestGet:
 
 
 class TestNothingIsLeftOf:
-    """What is not stored leaves neither its lease nor an index: names that nobody has could fill the server."""
+    """An answer that is not stored leaves no lease and no index. Requests for unknown names cannot fill the server."""
 
     async def test_names_that_nobody_has(self, redis: RedisRoles, client: httpx.AsyncClient, user: User) -> None:
         for number in range(1, 20):
@@ -304,7 +304,7 @@ class TestNothingIsLeftOf:
 
 
 ANSWER = b'{"run":0}'
-# What each makes of the bytes that the service would have stored.
+# Changes to the bytes that the service would have stored.
 OTHER_BYTES: dict[str, Callable[[bytes], bytes]] = {
     "none": lambda stored: b"",
     "no seal": lambda stored: ANSWER,
@@ -321,14 +321,14 @@ OTHER_BYTES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def sealed_elsewhere(key: str, answer: bytes) -> bytes:
-    """What a service with another secret key stores."""
+    """Return the bytes that a service with another secret key stores."""
     store = CacheStore()
     store._seal_key = bytes(64)
     return answer + store.seal(key, answer)
 
 
 class TestForeignValues:
-    """What is under a key and was not stored there is a miss, and replaced."""
+    """A value that the service did not store under the key is a cache miss, and is replaced."""
 
     @pytest.fixture
     async def own(self, runs: Runs) -> AsyncIterator[httpx.AsyncClient]:
@@ -548,7 +548,7 @@ class TestRefused:
 
 
 class TestInvalidation:
-    """Answers of `GET /{name}/{kind}/{id}` lie under `{name}_{kind}:{id}`."""
+    """Answers of `GET /{name}/{kind}/{id}` are stored under `{name}_{kind}:{id}`."""
 
     @pytest.fixture
     def router(self, runs: Runs) -> APIRouter:
@@ -562,7 +562,7 @@ class TestInvalidation:
         return router
 
     async def left(self, redis: RedisRoles, router: APIRouter, paths: list[str], **options: Any) -> set[str]:
-        """Read the paths, run `POST /write/{name}/{id}` decorated with the options, return the keys that are left."""
+        """Read the paths, run `POST /write/{name}/{id}` decorated with the options; return the remaining keys."""
 
         @router.post("/write/{name}/{id}")
         @cache("{name}_own", resource_id_name="id", **options)
@@ -689,7 +689,7 @@ class TestInvalidation:
 
 
 class TestManyKeys:
-    """What an invalidation costs does not depend on how much else there is: the server of this test is its own."""
+    """The cost of an invalidation does not depend on the number of other keys. This test has its own server."""
 
     FILL = """
     for i = 1, 20000 do
@@ -714,7 +714,7 @@ class TestManyKeys:
         port = server.connection_pool.connection_kwargs["port"]
         indexes = await server.zrange("@cache:indexes", 0, -1, withscores=True)
         async with opened(settings.model_copy(update={"REDIS_CACHE_PORT": port, "REDIS_CACHE_DB": 0})) as store:
-            await server.zadd("@cache:indexes", dict(indexes))  # a process that starts clears them
+            await server.zadd("@cache:indexes", dict(indexes))  # the start of a process clears them
             yield store
 
     async def fill(self, store: CacheStore, name: str, pages: int) -> list[str]:
@@ -753,7 +753,7 @@ class TestManyKeys:
 
 
 def build_without_cache(router: APIRouter) -> FastAPI:
-    """An application whose settings lack the group of the cache."""
+    """Build an application whose settings lack the cache's group."""
     bases = tuple(base for base in Settings.__bases__ if base is not RedisCacheSettings)
     own_settings = type("SettingsWithoutCache", bases, {}).model_construct(**settings.model_dump())  # type: ignore[attr-defined]
 
@@ -791,7 +791,7 @@ class TestWithoutTheCacheGroup:
 
 
 async def test_a_process_that_starts_trusts_nothing_older() -> None:
-    """The one before it may have been killed between a commit and its removal."""
+    """An earlier process may have been killed between a commit and the removal of the stored answers."""
     async with opened(settings) as old:
         assert await old.fetch("shelf:1", b"\x00lease", 60) is None
         await old.store("shelf:1", b"\x00lease", b"1", 60)
@@ -802,7 +802,7 @@ async def test_a_process_that_starts_trusts_nothing_older() -> None:
 
 @asynccontextmanager
 async def opened(own_settings: RedisCacheSettings) -> AsyncIterator[CacheStore]:
-    """The cache without endpoints, once it can be used."""
+    """Open a cache store without endpoints, and wait until it is usable."""
     store = CacheStore()
     store.open(own_settings, settings.secret_key)
     try:

@@ -1,4 +1,4 @@
-"""CRUDBase, on the tables of the application and on some of the test's own."""
+"""CRUDBase, on the application's tables and on tables of this module."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,16 +32,16 @@ from tests.helper import is_recent
 
 
 class Body(BaseModel):
-    """What the tables of this module are made and changed with."""
+    """The schema that creates and updates rows of this module's tables."""
 
     name: str = "a"
 
 
-# -------- tables like those that a reader of the README may write --------
+# -------- tables such as a reader of the README may write --------
 
 
 class OwnBase(Base):
-    """Apart from the application's tables, so that neither Alembic nor other tests meet these."""
+    """The base of this module's tables, with separate metadata that Alembic and other tests do not see."""
 
     __abstract__ = True
 
@@ -56,7 +56,7 @@ class Mixed(PersistentDeletion, OwnBase):
 
 
 class Bare(OwnBase):
-    """The columns of soft deletion, written out."""
+    """A table that declares the columns of soft deletion itself."""
 
     __tablename__ = "crud_bare"
 
@@ -75,7 +75,7 @@ class FlagOnly(OwnBase):
 
 
 class Plain(OwnBase):
-    """No soft deletion, no updated_at, a key of two columns, an attribute that is called otherwise than its column."""
+    """A table without soft deletion and `updated_at`, with a composite key and a renamed column."""
 
     __tablename__ = "crud_plain"
 
@@ -118,7 +118,7 @@ class Deletion(BaseModel):
 
 
 class CRUDMixed(CRUDBase[Mixed, Body, Body, Rename, Deletion]):
-    """All five parameters, as older code names them."""
+    """All five type parameters, as older code has them."""
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def tables() -> AsyncIterator[None]:
 
 @pytest.fixture(params=["session", "reader"])
 async def reading(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-    """What reading methods take."""
+    """Each kind of argument that reading methods accept."""
     if request.param == "reader":
         yield default_engines.reader
     else:
@@ -173,7 +173,7 @@ class TestGet:
             "profile_image_url": None,
             "tier_id": None,
         }
-        await asyncio.sleep(0)  # the driver logs its statements a moment later
+        await asyncio.sleep(0)  # the driver logs its statements in the next iteration of the loop
         [sql] = [sql for _, sql in statements.all if "SELECT" in sql]
         assert "email" not in sql
         assert "hashed_password" not in sql
@@ -272,7 +272,7 @@ class TestGetMulti:
 
     @pytest.mark.parametrize("kept", [True, False])
     async def test_every_page_of_what_is_left(self, reading: Database, fetch: Fetch, kept: bool) -> None:
-        """With gaps where rows were deleted; the total is a kept one or counted."""
+        """Deleted rows leave gaps. The total comes from the kept count or from counting."""
         users = [await make_user(name="Same") for _ in range(9)]
         gone = [users[n].id for n in (0, 3, 4, 8)]
         await fetch('UPDATE "user" SET is_deleted = true WHERE id = ANY($1)', gone)
@@ -366,7 +366,7 @@ class TestExistsAndCount:
 
 
 class TestLookup:
-    """A filter whose value the statement finds itself: the id of a user by name."""
+    """A filter whose value the statement looks up, such as the id of a user by name."""
 
     async def test_reads(self, reading: Database, user: User, statements: Statements) -> None:
         posts = [await make_post(user) for _ in range(3)]
@@ -403,7 +403,7 @@ class TestLookup:
             await crud_posts.get(reading, **own, title=Lookup(Tier, "name", {"id": 1}))
 
     async def test_two_of_them(self, reading: Database, user: User) -> None:
-        """Each with its own parameters, whatever columns the tables have."""
+        """Two lookups in one statement keep their own parameters, even if they use the same columns."""
         other = await make_user()
         await make_post(user, title=other.username)
 
@@ -604,7 +604,7 @@ class TestTypeParameters:
             assert await crud.delete(db, id=row.id) == 1
 
     async def test_the_last_two_have_defaults(self, tables: None) -> None:
-        """Mypy checks this too: a schema that is not named is refused."""
+        """Mypy checks this too: it refuses a schema that is not among the type parameters."""
         async with transaction() as db:
             row = await crud_mixed.create(db, Body())
             assert await crud_mixed.update(db, Body(name="b"), id=row.id) == 1

@@ -1,4 +1,4 @@
-"""Transactions, what follows them, the reader, and what PostgreSQL's errors become."""
+"""Transactions, after-commit callbacks, the reader, and the translation of PostgreSQL's errors."""
 
 import asyncio
 import functools
@@ -167,7 +167,7 @@ class TestOnCommit:
     async def test_runs_again_when_a_commit_that_was_given_up_is_over(
         self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
     ) -> None:
-        """The server commits at its leisure: what was done before that was done too early."""
+        """A commit may take long; callbacks must not run before it has succeeded."""
         seen: list[Any] = []
 
         async def look() -> None:
@@ -184,7 +184,7 @@ class TestOnCommit:
             await postgres.execute("SELECT pg_advisory_xact_lock(7)")
             with pytest.raises(DatabaseUnavailableError):
                 await write()
-            await asyncio.sleep(0.5)  # for looks at a commit that is not over
+            await asyncio.sleep(0.5)  # time for callbacks that would run before the commit
             assert seen == [[]]
         await wait_until(functools.partial(has_length, seen, 2))
         assert seen[1] == [{"name": "new"}]
@@ -193,7 +193,7 @@ class TestOnCommit:
     async def test_follows_a_commit_in_which_its_request_is_given_up(
         self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
     ) -> None:
-        """Between a commit and what follows from it nobody can be stopped: a cache would keep the older answer."""
+        """A cancellation does not stop a task between its commit and the callbacks, or the cache would stay stale."""
         seen: list[Any] = []
 
         async def look() -> None:
@@ -259,7 +259,7 @@ class TestOnCommit:
 
 @pytest.fixture
 async def deferred_table(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """A table whose foreign key is looked at when the transaction commits."""
+    """A table whose foreign key is checked at the commit."""
     await postgres.execute(
         "CREATE TABLE deferred (tier_id int REFERENCES tier (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED)"
     )
@@ -269,7 +269,7 @@ async def deferred_table(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[N
 
 @pytest.fixture
 async def slow_commit(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """Let each commit that made a tier wait for the advisory lock 7."""
+    """Make each commit of a new tier wait for the advisory lock 7."""
     await postgres.execute(
         "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END $$"
@@ -381,7 +381,7 @@ async def with_reader(db: ReaderDep) -> int:
 
 
 class Watched:
-    """An application, and what a look at the database shows at the moment its answer begins to leave."""
+    """An application that records the result of `look` when its answer begins."""
 
     def __init__(self, app: FastAPI, look: Callable[[], Awaitable[Any]]) -> None:
         self.app = app
@@ -500,7 +500,7 @@ class TestReader:
         assert 1 <= len({row[0].pid for row in rows}) <= settings.POSTGRES_POOL_SIZE
 
     async def test_reads_from_the_replica(self, run_server: RunServer) -> None:
-        """A replica that is not there stops reads, and nothing else."""
+        """A missing replica fails only reads."""
         server = await run_server(environment={"POSTGRES_REPLICA_SERVER": "127.0.0.2"})
         read = await server.client.get("/api/v1/users")
         assert read.status_code == 503
@@ -630,7 +630,7 @@ class TestErrors:
     async def test_connections_that_are_ended_while_idle(
         self, client: httpx.AsyncClient, postgres: "asyncpg.Connection[Any]", logs: LogRecords
     ) -> None:
-        """As after a restart of the server: no request notices."""
+        """Pooled connections are closed, as by a restart of the server; no request fails."""
         await asyncio.gather(*(client.get("/api/v1/users") for _ in range(10)))
         body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
         assert (await client.post("/api/v1/user", json=body)).status_code == 201
@@ -661,7 +661,7 @@ class TestErrors:
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[Any]:
-    """A connection to where the settings lead now."""
+    """Open a connection with the current settings."""
     own_engine = create_async_engine(database_url(settings), poolclass=NullPool)
     try:
         async with own_engine.connect() as connection:
@@ -672,7 +672,7 @@ async def connected() -> AsyncIterator[Any]:
 
 @pytest.fixture
 def socket_directory() -> Iterator[Path]:
-    """A folder with a short path, since that of a socket is limited to 107 bytes, where every user may make one."""
+    """A folder for sockets that every user may write to. Its path is short: a socket's path has at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     folder.chmod(0o777)
     yield folder
