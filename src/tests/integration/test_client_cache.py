@@ -1,4 +1,4 @@
-"""What browsers and proxies may keep: successful answers to requests without credentials, and nothing else."""
+"""Caching by browsers and proxies: allowed for successful answers to requests without credentials only."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""More requests at once than a process works on: the others are refused at once, and cost their connection nothing."""
+"""More concurrent requests than a process serves: it refuses the others at once and keeps their connections open."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ REFUSED = {"detail": "The service has too much to do: try again"}
 
 
 class Place:
-    """`GET /slow` is under way until `leave` is set."""
+    """A route `GET /slow` whose requests hold their slots until `leave` is set."""
 
     def __init__(self) -> None:
         self.router = APIRouter()
@@ -100,11 +100,11 @@ async def test_a_burst_is_let_in_after_a_calm(
         assert (await two_at_once.get("/slow")).status_code == 503
     monkeypatch.setattr(LoadShedding, "CALM_SECONDS", 0.0)
     monkeypatch.setattr(LoadShedding, "BURST_SECONDS", 0.0)
-    async with place.taken(two_at_once, 2):  # the burst is over at once
+    async with place.taken(two_at_once, 2):  # the burst ends at once
         assert (await two_at_once.get("/slow")).status_code == 503
     monkeypatch.setattr(LoadShedding, "CALM_SECONDS", 60.0)
     monkeypatch.setattr(LoadShedding, "BURST_SECONDS", 5.0)
-    async with place.taken(two_at_once, 2):  # there was no calm
+    async with place.taken(two_at_once, 2):  # no calm period has passed
         assert (await two_at_once.get("/slow")).status_code == 503
 
 
@@ -139,7 +139,7 @@ async def test_pages_of_other_origins_can_read_it(app: Any, place: Place, monkey
 async def test_connection_of_a_refused_request_goes_on(
     run_server: RunServer, tmp_path: Path, http_implementation: str
 ) -> None:
-    """Also when the body of what was refused has not been read."""
+    """The connection stays usable even if the body of the refused request was not read."""
     (tmp_path / "own.py").write_text(MODULE.replace("{routes}", SLOW))
     command = ["uvicorn", "own:app", "--port", "{port}", "--http", http_implementation]
     environment = {"PYTHONPATH": str(SRC), "MAX_CONCURRENT_REQUESTS": "1"}

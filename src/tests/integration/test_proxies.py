@@ -1,4 +1,4 @@
-"""Whose address counts: a client cannot choose it, a proxy that is named trusted can."""
+"""The client's address: a client cannot choose it, but a trusted proxy can."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ TASK = "/api/v1/tasks/task?message=x"
 
 
 def address(peer: str | None, *forwarded: str, trusted: str = "") -> str:
-    """The address that counts for a peer and its `X-Forwarded-For` headers; the server itself leaves them alone."""
+    """Return the client's address for a peer and its `X-Forwarded-For` headers, which the server itself ignores."""
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
     scope = {"type": "http", "client": peer and (peer, 50000), "headers": headers}
     return client_address(HTTPConnection(scope), AppSettings(FORWARDED_ALLOW_IPS=trusted))
@@ -82,7 +82,7 @@ async def test_forged_headers_open_no_new_bucket(app: FastAPI, redis: RedisRoles
 
 
 class TestRealServers:
-    """uvicorn and gunicorn believe a peer on this machine unless FORWARDED_ALLOW_IPS says otherwise."""
+    """uvicorn and gunicorn trust a peer on this machine unless FORWARDED_ALLOW_IPS says otherwise."""
 
     async def buckets(self, server: RunningServer, redis: RedisRoles, forwarded: Sequence[str]) -> set[str]:
         await redis.rate_limit.flushdb()

@@ -318,7 +318,7 @@ def test_default_admin_password_is_the_documented_one() -> None:
 
 
 class TestFiles:
-    """Where `.env` is looked for, in a copy of the module, since the real folders may have one."""
+    """The places of `.env`, tested with a copy of the module, because the real folders may contain one."""
 
     PROGRAM = "from app.core.config import settings; print(settings.APP_NAME, settings.TIER_NAME, settings.TEST_NAME)"
 
@@ -330,7 +330,7 @@ class TestFiles:
         return core.parents[1]
 
     def read(self, src: Path, **environment: str) -> list[str]:
-        """What a process finds that is started in another folder."""
+        """Return the settings of a process that starts in another folder."""
         env = {"PYTHONPATH": str(src), "PATH": os.environ["PATH"], **environment}
         command = [sys.executable, "-c", self.PROGRAM]
         done = subprocess.run(command, cwd=src.parents[1], env=env, capture_output=True, text=True, check=True)  # noqa: S603

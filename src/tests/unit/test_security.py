@@ -23,7 +23,7 @@ def hasher(**changes: int) -> PasswordHasher:
 
 
 def one_thread(queue_size: int) -> PasswordHasher:
-    """A hasher with one thread, and room for so many behind it."""
+    """Return a hasher with one thread and a queue of `queue_size`."""
     one = hasher()
     one._executor = ThreadPoolExecutor(1)
     one._slots = threading.Semaphore(1 + queue_size)
