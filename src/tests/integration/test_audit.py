@@ -112,7 +112,7 @@ async def test_request_that_takes_too_long(client: httpx.AsyncClient, logs: LogR
 class TestAccounts:
     """A log search by id finds every operation on an account, despite renames."""
 
-    async def test_what_superusers_do_to_somebody(
+    async def test_changes_of_an_account_by_superusers(
         self, client: httpx.AsyncClient, superuser: User, superuser_headers: dict[str, str], logs: LogRecords
     ) -> None:
         user, tier = await make_user(), await make_tier()

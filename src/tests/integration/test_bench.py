@@ -78,7 +78,7 @@ async def test_a_short_growth() -> None:
     }
 
 
-def test_what_the_bulk_of_rows_is_known_to_hold() -> None:
+def test_expected_contents_match_the_bulk_of_rows() -> None:
     content = Content(users=20)
     written: dict[int, list[int]] = defaultdict(list)
     others = cycle(range(2, 21))

@@ -211,7 +211,7 @@ class TestGet:
             assert [(await client.get("/sample/7")).text for _ in range(2)] == ["run 1", "run 2"]
         assert await keys_of(redis) == set()
 
-    async def test_answer_that_its_endpoint_does_not_want_kept(self, redis: RedisRoles, runs: Runs) -> None:
+    async def test_answer_that_its_endpoint_does_not_store(self, redis: RedisRoles, runs: Runs) -> None:
         router = APIRouter()
 
         @router.get("/sample/{my_id}")
@@ -264,16 +264,16 @@ class TestGet:
         assert most > 5
 
 
-class TestNothingIsLeftOf:
+class TestNoLeftovers:
     """An answer that is not stored leaves no lease and no index. Requests for unknown names cannot fill the server."""
 
-    async def test_names_that_nobody_has(self, redis: RedisRoles, client: httpx.AsyncClient, user: User) -> None:
+    async def test_unknown_names(self, redis: RedisRoles, client: httpx.AsyncClient, user: User) -> None:
         for number in range(1, 20):
             for path in (f"/nobody{number}/posts", f"/nobody{number}/post/1", f"/{user.username}/post/{number}"):
                 assert (await client.get(f"/api/v1{path}")).status_code == 404
         assert await redis.cache.keys() == []
 
-    async def test_answers_that_are_too_long(self, redis: RedisRoles, runs: Runs) -> None:
+    async def test_long_answers(self, redis: RedisRoles, runs: Runs) -> None:
         router = APIRouter()
 
         @router.get("/sample/{my_id}")
@@ -289,7 +289,7 @@ class TestNothingIsLeftOf:
             assert (await client.get("/sample/0")).json()["run"] == 1
         assert await redis.cache.zrange("@cache:index:sample_data", 0, -1) == [b"sample_data:0"]
 
-    async def test_lease_that_ended_or_is_another_s(self, redis: RedisRoles, own_store: CacheStore) -> None:
+    async def test_expired_and_foreign_leases(self, redis: RedisRoles, own_store: CacheStore) -> None:
         assert await own_store.fetch("shelf:1", b"\x00first", 60) is None
         await redis.cache.delete("shelf:1")
         assert await own_store.fetch("shelf:1", b"\x00second", 60) is None
@@ -358,7 +358,7 @@ class TestForeignValues:
         await self.check(own, logs)
         assert await redis.cache.ttl("sample_data:7") > 0
 
-    async def test_what_was_stored_is_a_hit(self, own: httpx.AsyncClient, redis: RedisRoles, runs: Runs) -> None:
+    async def test_stored_answer_is_a_hit(self, own: httpx.AsyncClient, redis: RedisRoles, runs: Runs) -> None:
         await redis.cache.set("sample_data:7", sealed("sample_data:7", ANSWER))
         assert (await own.get("/sample/7")).json() == {"run": 0}
 

@@ -333,7 +333,7 @@ class TestLooksAtCaller:
             InheritsLook(),
         ],
     )
-    def test_whatever_kind_of_callable(self, router: APIRouter, look: Any) -> None:
+    def test_every_kind_of_callable(self, router: APIRouter, look: Any) -> None:
         async def lists(request: Request, name: str, seen: Annotated[Any, Depends(look)]) -> None: ...
 
         add(router, lists)
@@ -360,7 +360,7 @@ this line is not indented
         add(router, lists)
         assert "looks at request.client" in the_fault(router)
 
-    def test_decorator_and_default_of_the_function_are_not_its_own(self, router: APIRouter) -> None:
+    def test_decorators_and_defaults_do_not_count(self, router: APIRouter) -> None:
         class Outer:
             headers = "text"
 

@@ -133,7 +133,7 @@ class TestInterleavings:
         assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
         assert hooks.reads == 2
 
-    async def test_slow_reader_does_not_replace_what_a_later_one_stored(
+    async def test_slow_reader_does_not_replace_a_later_answer(
         self, own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post, way: str
     ) -> None:
         hooks.after_read = gate = Gate()
@@ -158,7 +158,7 @@ class TestInterleavings:
             assert (await write).status_code == 200
         assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
 
-    async def test_waiting_readers_get_what_holds_after_the_write(
+    async def test_waiting_readers_get_the_value_after_the_write(
         self, own: httpx.AsyncClient, hooks: Hooks, post: Post, way: str
     ) -> None:
         hooks.after_read = gate = Gate()
@@ -380,7 +380,7 @@ class TestStampede:
         assert sorted(answer.status_code for answer in answers) == [200] * 19 + [500]
         assert hooks.reads == 2
 
-    async def test_many_who_ask_for_what_is_not_kept_do_not_wait_for_one_another(
+    async def test_concurrent_misses_without_a_stored_answer_run_in_parallel(
         self, own: httpx.AsyncClient, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(store, "LEASE_SECONDS", 60)

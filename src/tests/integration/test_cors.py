@@ -79,7 +79,7 @@ class TestNamedOrigins:
             answer = await open_api.request("GET", path, content=body, headers={"Origin": FRIEND})
             assert (answer.status_code, cors_headers(answer)["allow-origin"]) == (status, FRIEND)
 
-    async def test_what_is_kept_is_for_one_origin(self, open_api: httpx.AsyncClient, user: User) -> None:
+    async def test_kept_answers_vary_by_origin(self, open_api: httpx.AsyncClient, user: User) -> None:
         """A cached answer without CORS headers would block the pages of an allowed origin, hence `Vary: Origin`."""
         tag = (await open_api.get(USERS)).headers["etag"]
         for origin in ({"Origin": FRIEND}, {"Origin": STRANGER}, {}):

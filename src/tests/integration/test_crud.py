@@ -216,7 +216,7 @@ class TestGet:
     async def test_value_is_a_parameter(self, reading: Database, user: User) -> None:
         assert await crud_users.get(reading, name="' OR TRUE --") is None
 
-    async def test_sees_what_its_session_wrote(self, reading: Database, db: AsyncSession) -> None:
+    async def test_sees_writes_of_its_session(self, reading: Database, db: AsyncSession) -> None:
         await crud_tiers.create(db, TierCreateInternal(name="new"))
         assert await crud_tiers.get(db, name="new") is not None
         assert await crud_tiers.get(default_engines.reader, name="new") is None
@@ -271,7 +271,7 @@ class TestGetMulti:
         }
 
     @pytest.mark.parametrize("kept", [True, False])
-    async def test_every_page_of_what_is_left(self, reading: Database, fetch: Fetch, kept: bool) -> None:
+    async def test_every_page_of_the_remaining_rows(self, reading: Database, fetch: Fetch, kept: bool) -> None:
         """Deleted rows leave gaps. The total comes from the kept count or from counting."""
         users = [await make_user(name="Same") for _ in range(9)]
         gone = [users[n].id for n in (0, 3, 4, 8)]
@@ -300,7 +300,7 @@ class TestGetMulti:
         with pytest.raises(ValueError, match="a primary key of one column"):
             await crud_plain.get_multi(default_engines.reader, after=1)
 
-    async def test_columns_may_be_called_like_what_a_page_knows_of_itself(self, tables: None) -> None:
+    async def test_columns_may_have_the_names_of_internal_page_columns(self, tables: None) -> None:
         async with transaction() as db:
             for found in (False, True):
                 await crud_found.create(db, FoundBody(found=found, rows=7))
@@ -312,7 +312,7 @@ class TestGetMulti:
         with pytest.raises(ValueError, match="not with an offset"):
             await crud_users.get_multi(reading, 1, after=1)
 
-    async def test_total_counts_what_matches(self, reading: Database) -> None:
+    async def test_total_counts_matching_rows(self, reading: Database) -> None:
         for name in ("Same", "Same", "Else", "Same"):
             await make_user(name=name)
         found = await crud_users.get_multi(reading, 0, 2, ["id"], name="Same")
@@ -380,14 +380,14 @@ class TestLookup:
         assert await crud_posts.exists(reading, **own)
         assert sum("row_count" in sql for _, sql in statements.all) == 2
 
-    async def test_nothing_equals_what_is_not_found(self, reading: Database, user: User) -> None:
+    async def test_no_row_equals_a_lookup_without_a_result(self, reading: Database, user: User) -> None:
         await make_post(user)
         own: dict[str, Any] = {"created_by_user_id": crud_users.id_of("nobody"), "is_deleted": False}
         assert await crud_posts.count(reading, **own) == 0
         assert not await crud_posts.exists(reading, **own)
 
     @pytest.mark.parametrize(("offset", "after"), [(0, None), (5, None), (0, 5)])
-    async def test_reading_rows_tells_what_is_not_found(
+    async def test_reading_rows_names_the_missing_row(
         self, reading: Database, user: User, offset: int, after: int | None
     ) -> None:
         own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(user.username), "is_deleted": False}
@@ -472,7 +472,7 @@ class TestCreate:
 
 
 class TestUpdate:
-    async def test_schema_sets_only_what_was_set(self, user: User, fetch: Fetch) -> None:
+    async def test_schema_changes_only_the_set_fields(self, user: User, fetch: Fetch) -> None:
         async with transaction() as db:
             assert await crud_users.update(db, UserUpdate(name="New Name"), id=user.id) == 1
         [row] = await fetch('SELECT * FROM "user"')

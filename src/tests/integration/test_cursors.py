@@ -131,7 +131,7 @@ class TestForged:
 
 
 class TestChanges:
-    async def test_rows_that_go_move_no_page(self, read: Read, fetch: Fetch) -> None:
+    async def test_deleted_rows_shift_no_page(self, read: Read, fetch: Fetch) -> None:
         first = (await read("/ann/posts", items_per_page=2)).json()
         await fetch("UPDATE post SET is_deleted = true WHERE id = ANY($1)", ids(first))
         following = (await read("/ann/posts", items_per_page=2, cursor=first["next_cursor"])).json()

@@ -139,7 +139,7 @@ class TestOnCommit:
             await write()
         assert (seen, await fetch(TIERS)) == ([], [])
 
-    async def test_runs_if_told_so_when_nobody_knows_whether_it_committed(
+    async def test_runs_after_an_unknown_outcome_if_told_so(
         self, postgres: "asyncpg.Connection[Any]", deferred_table: None
     ) -> None:
         seen: list[str] = []
@@ -148,7 +148,7 @@ class TestOnCommit:
             seen.append("ran")
 
         async def never() -> None:
-            seen.append("ran without being told so")
+            seen.append("ran without even_if_unknown")
 
         async def write_and_lose_the_connection() -> None:
             async with transaction() as db:
@@ -164,10 +164,10 @@ class TestOnCommit:
         await wait_until(functools.partial(has_length, seen, 2))
         assert seen == ["ran"] * 2
 
-    async def test_runs_again_when_a_commit_that_was_given_up_is_over(
+    async def test_runs_again_after_an_abandoned_commit(
         self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
     ) -> None:
-        """A commit may take long; callbacks must not run before it has succeeded."""
+        """The server may finish a commit after the request has abandoned it; the first run came too early."""
         seen: list[Any] = []
 
         async def look() -> None:
@@ -184,13 +184,13 @@ class TestOnCommit:
             await postgres.execute("SELECT pg_advisory_xact_lock(7)")
             with pytest.raises(DatabaseUnavailableError):
                 await write()
-            await asyncio.sleep(0.5)  # time for callbacks that would run before the commit
+            await asyncio.sleep(0.5)  # time for more runs, which would be too early
             assert seen == [[]]
         await wait_until(functools.partial(has_length, seen, 2))
         assert seen[1] == [{"name": "new"}]
         await execute("SELECT 1")
 
-    async def test_follows_a_commit_in_which_its_request_is_given_up(
+    async def test_runs_after_a_commit_whose_request_is_cancelled(
         self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
     ) -> None:
         """A cancellation does not stop a task between its commit and the callbacks, or the cache would stay stale."""

@@ -96,7 +96,7 @@ class TestHowJobsEnd:
         await run_jobs(wait, tries=1)
         assert await failures() == [("x", "wait", "TimeoutError: nobody answers", 1)]
 
-    async def test_wants_to_run_again_once_too_often(self) -> None:
+    async def test_retry_after_the_last_try(self) -> None:
         async def again(ctx: dict[str, Any]) -> None:
             raise Retry
 
@@ -104,7 +104,7 @@ class TestHowJobsEnd:
         await run_jobs(again, tries=2)
         assert await failures() == [("x", "again", "JobExecutionFailed: wants to run again, but has no try left", 2)]
 
-    async def test_workers_that_ended_over_it(self, redis: RedisRoles) -> None:
+    async def test_workers_that_ended_during_the_job(self, redis: RedisRoles) -> None:
         await queue.pool.enqueue_job("work", _job_id="x")
         await redis.queue.set("arq:retry:x", 5)
         await run_jobs(work)
@@ -181,7 +181,7 @@ class TestCronJobs:
         assert worker.jobs_complete == 1
         assert await failures() == []
 
-    async def test_that_a_worker_was_killed_over(self, redis: RedisRoles) -> None:
+    async def test_after_a_worker_was_killed(self, redis: RedisRoles) -> None:
         await queue.pool.enqueue_job("cron:work", _job_id="x")
         await redis.queue.set("arq:retry:x", 1)
         far = now() + timedelta(days=60)  # far enough that its own schedule does not start it

@@ -194,7 +194,7 @@ class TestCache:
         assert [await blog.read(server) for server in blog.servers] == ["the last"] * 2
 
     @WAYS
-    async def test_who_finds_it_away_does_not_wait_long(self, blog: Blog, how: str) -> None:
+    async def test_retries_delay_answers_briefly(self, blog: Blog, how: str) -> None:
         """Each retry after the pause delays one answer, by a quarter of a second at most."""
         server = blog.servers[0]
         assert await blog.is_cached(server)
@@ -283,7 +283,7 @@ class TestQueue:
         assert outages(server, "queue") == (1, 1)
 
 
-async def test_server_is_left_alone_after_a_try_however_long_it_took() -> None:
+async def test_pause_follows_each_try_of_any_length() -> None:
     """Otherwise each request would try the server in turn, and wait for the timeout."""
     server = RedisServer("test")
     server.open(HOST, free_port(), 0, None, 1)

@@ -237,7 +237,7 @@ class TestPlans:
         for sql, values in await statements_of(name):
             assert await tables_read_whole(large, sql, values) == set(), sql
 
-    async def test_nor_when_a_row_goes_that_others_refer_to(self, large: Connection) -> None:
+    async def test_no_large_table_is_read_whole_when_a_referenced_row_is_deleted(self, large: Connection) -> None:
         lookups = [row["format"] for row in await large.fetch(REFERRING)]
         assert len(lookups) == 5
         for sql in lookups:
@@ -252,7 +252,7 @@ class TestPlans:
             ("ix_session_user_id", "sessions", "session"),
         ],
     )
-    async def test_that_is_so_because_of_the_indexes(
+    async def test_large_tables_are_read_whole_without_the_indexes(
         self, large: Connection, index: str, name: str, table: str
     ) -> None:
         [(sql, values)] = await statements_of(name)

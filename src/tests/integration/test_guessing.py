@@ -95,7 +95,7 @@ class TestSignIn:
             assert_unauthorized(await attempt(client, f"somebody{number}", "from a leak"))
         assert_error(await attempt(client, user.username, PASSWORD), 429, WALL)
 
-    async def test_wall_of_an_address_is_none_for_who_has_signed_in_from_it(
+    async def test_limit_of_an_address_spares_accounts_that_signed_in_from_it(
         self, client: httpx.AsyncClient, user: User
     ) -> None:
         assert (await attempt(client, user.username, PASSWORD)).status_code == 200

@@ -209,7 +209,7 @@ async def test_very_long_answers_are_not_stored(client: httpx.AsyncClient, user:
         ("password/reset", {"token": "wrong", "new_password": "Str1ngst!"}, "reset_password"),
     ],
 )
-async def test_what_comes_without_a_token_leaves_an_event_too(
+async def test_requests_without_a_token_leave_an_event_too(
     client: httpx.AsyncClient, logs: LogRecords, path: str, body: dict[str, str], name: str
 ) -> None:
     response = await client.post(f"/api/v1/{path}", json=body)

@@ -233,7 +233,7 @@ def as_json(value: Any) -> bytes:
 
 @operations(lambda _, operation: "requestBody" in operation)
 class TestBodies:
-    async def test_what_is_made_odd_here_is_valid(
+    async def test_unchanged_bodies_are_valid(
         self, caller: Caller, method: str, path: str, operation: dict[str, Any]
     ) -> None:
         (content_type,) = operation["requestBody"]["content"]

@@ -84,7 +84,7 @@ async def test_each_url_has_its_own_answer(client: httpx.AsyncClient, shop: Shop
     assert (await client.head("/plain/pen")).status_code == 203
 
 
-async def test_what_is_wrong_stays_wrong(client: httpx.AsyncClient, shop: Shop) -> None:
+async def test_wrong_requests_are_refused_beside_known_urls(client: httpx.AsyncClient, shop: Shop) -> None:
     for _ in range(3):
         assert (await client.get("/plain/pen")).status_code == 203
         for path in ("/plain/PEN", "/plain/pen?page=0", "/plain/pen?page=x", "/plain/p%20n"):

@@ -284,9 +284,7 @@ FORGED = sorted(forged(User(name="a", username="a", email="a", hashed_password="
 
 
 class TestForgedToken:
-    async def test_corpus_differs_from_what_is_good_by_the_forgery_only(
-        self, client: httpx.AsyncClient, user: User
-    ) -> None:
+    async def test_token_without_a_forgery_is_accepted(self, client: httpx.AsyncClient, user: User) -> None:
         good = sign(HEADER, _claims_of(user, sid=await session_of(user)))
         response = await client.get("/api/v1/user/me", headers={"Authorization": f"Bearer {good}"})
         assert (response.status_code, response.json()) == (200, own(user))
@@ -335,7 +333,7 @@ class TestTokenOfUser:
             assert (await client.get("/api/v1/user/me", headers=headers)).status_code == 200
 
 
-def test_signing_in_the_test_is_what_the_library_does() -> None:
+def test_library_accepts_tokens_signed_here() -> None:
     claims = {"sub": "x", "exp": LATER}
     ours = sign(HEADER, claims)
     assert jwt.decode(ours, settings.secret_key, algorithms=["HS256"]) == claims

@@ -215,7 +215,7 @@ class TestTrustedHosts:
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["cache-control"] == "private, no-store"
 
-    async def test_who_probes_comes_by_address(self, client: httpx.AsyncClient) -> None:
+    async def test_health_checks_may_use_any_host(self, client: httpx.AsyncClient) -> None:
         for path in ("/health", "/health/ready"):
             assert await self.statuses(b"10.0.0.1:8000", b"", path=path) == [200, 200]
 
@@ -296,7 +296,7 @@ class TestRequestTimeout:
         assert answer.status_code == 503
         assert (await client.get(path)).json()["title"] == "after"
 
-    async def test_an_error_of_the_endpoint_is_none(self, client: httpx.AsyncClient) -> None:
+    async def test_timeout_error_of_the_endpoint_is_no_request_timeout(self, client: httpx.AsyncClient) -> None:
         router = APIRouter()
 
         @router.get("/own")

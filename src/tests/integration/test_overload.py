@@ -114,7 +114,7 @@ async def test_probes_are_always_answered(two_at_once: httpx.AsyncClient, place:
         assert (await two_at_once.get("/health/ready")).status_code == 200
 
 
-async def test_what_fails_or_is_given_up_leaves_its_place(two_at_once: httpx.AsyncClient, place: Place) -> None:
+async def test_failed_and_cancelled_requests_free_their_slots(two_at_once: httpx.AsyncClient, place: Place) -> None:
     for _ in range(3):
         assert (await two_at_once.post("/broken")).status_code == 500
         async with place.taken(two_at_once, 2) as tasks:
@@ -173,7 +173,7 @@ async def test_connection_of_a_refused_request_goes_on(
             assert response.status == 200
 
 
-async def test_who_sends_slowly_takes_no_place(run_server: RunServer) -> None:
+async def test_slow_senders_hold_no_slots(run_server: RunServer) -> None:
     server = await run_server(environment={"MAX_CONCURRENT_REQUESTS": "2"})
     with contextlib.ExitStack() as stack:
         for _ in range(3 * LoadShedding.BURST):

@@ -154,7 +154,7 @@ class TestChange:
         assert signs_in == [code == 200 for code in codes]
 
 
-class TestAskedAgain:
+class TestReauthentication:
     """After a quarter of an hour, a session needs the password to change the e-mail address or delete the account."""
 
     async def test_email_in_a_young_session(

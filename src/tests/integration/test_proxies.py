@@ -23,13 +23,13 @@ def address(peer: str | None, *forwarded: str, trusted: str = "") -> str:
 
 
 class TestClientAddress:
-    def test_header_is_not_believed(self) -> None:
+    def test_header_of_an_untrusted_peer_is_ignored(self) -> None:
         assert address("192.0.2.1", "198.51.100.1") == "192.0.2.1"
         assert address("192.0.2.1", "192.0.2.1") == "192.0.2.1"
         assert address("192.0.2.1") == "192.0.2.1"
         assert address("2001:db8::1", "198.51.100.1") == "2001:db8::/64"
 
-    def test_last_one_that_no_trusted_proxy_wrote(self) -> None:
+    def test_last_address_of_an_untrusted_peer(self) -> None:
         trusted = "192.0.2.1, 10.0.0.0/8, 2001:db8:1::/48"
         assert address("192.0.2.1", "198.51.100.1", trusted=trusted) == "198.51.100.1"
         assert address("192.0.2.1", "203.0.113.9, 198.51.100.1", trusted=trusted) == "198.51.100.1"
@@ -43,7 +43,7 @@ class TestClientAddress:
         assert address("192.0.2.1", trusted="192.0.2.1") == "192.0.2.1"
         assert address("192.0.2.1", "192.0.2.7", trusted="192.0.2.0/24") == "192.0.2.7"
 
-    def test_proxy_of_this_machine_that_is_trusted_takes_no_word_of_others(self) -> None:
+    def test_trusting_the_local_proxy_trusts_no_other_peer(self) -> None:
         assert address("192.0.2.1", "192.0.2.1, 198.51.100.1", trusted="127.0.0.1") == "192.0.2.1"
         assert address("192.0.2.1", "192.0.2.1:50000, 198.51.100.1", trusted="127.0.0.1") == "192.0.2.1"
 
@@ -104,7 +104,7 @@ class TestRealServers:
     )
 
     @pytest.mark.parametrize("workers", [None, 1])
-    async def test_nobody_is_believed_unless_named(
+    async def test_no_peer_is_trusted_unless_named(
         self, run_server: RunServer, redis: RedisRoles, workers: int | None
     ) -> None:
         server = await run_server(workers=workers)
@@ -134,5 +134,5 @@ class TestRealServers:
             assert await self.buckets(server, redis, [forwarded]) == {counted}, forwarded
 
 
-def test_nobody_is_believed_by_default() -> None:
+def test_no_peer_is_trusted_by_default() -> None:
     assert not settings.FORWARDED_ALLOW_IPS

@@ -73,7 +73,7 @@ class TestJson:
         assert 3500 < await redis.queue.ttl(f"arq:result:{job_id}") <= 3600
         assert await redis.queue.exists(f"arq:job:{job_id}", f"arq:in-progress:{job_id}", "arq:queue") == 0
 
-    async def test_what_json_does_not_know_is_refused_at_once(self) -> None:
+    async def test_arguments_beyond_json_are_refused_at_once(self) -> None:
         with pytest.raises(SerializationError):
             await queue.pool.enqueue_job("sample_background_task", object())
 

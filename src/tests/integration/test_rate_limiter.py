@@ -98,7 +98,7 @@ class TestAnswers:
         assert 3590 < await redis.rate_limit.ttl(key) <= 3600
 
 
-class TestWhoIsCountedTogether:
+class TestSharedLimits:
     async def test_each_user(self, client: httpx.AsyncClient, headers_for: HeadersFor) -> None:
         first, second = [await headers_for(await make_user()) for _ in range(2)]
         assert await passes(client, first) == DEFAULT
@@ -289,7 +289,7 @@ class TestSeveralWorkers:
         assert counts == {201: 100, 429: 900}
         assert await redis.queue.zcard("arq:queue") == 100
 
-    async def test_a_crowd_does_not_pass_for_an_outage(
+    async def test_overload_does_not_count_as_an_outage(
         self, run_server: RunServer, headers_for: HeadersFor, user: User
     ) -> None:
         """More requests than connections wait for each other, and all are counted."""

@@ -237,14 +237,14 @@ class TestMake:
         (clone / ".venv").unlink()
         assert "python3.13 -m venv" in commands("run", "PYTHON=python3.13")
 
-    def test_help_lists_what_the_readme_names(self, clone: Path, reader: Shell) -> None:
+    def test_help_lists_the_targets_of_the_readme(self, clone: Path, reader: Shell) -> None:
         printed = reader("make help", clone)
         for target in set(re.findall(r"`make ([a-z]+)", README)):
             assert f"make {target}" in printed
 
 
 class TestPoetry:
-    def test_project_is_what_poetry_2_installs(self) -> None:
+    def test_poetry_2_can_install_the_project(self) -> None:
         assert shell("pip install poetry").splitlines() == ["pip install poetry", "poetry install"]
         project = tomllib.loads((SRC / "pyproject.toml").read_text())
         assert project["tool"]["poetry"] == {"package-mode": False}
@@ -264,7 +264,7 @@ class TestDocker:
         started = {name for name, service in compose["services"].items() if not service.get("profiles")}
         assert started == {"web", "worker", "db", "redis"}
 
-    def test_containers_of_servers_have_what_the_settings_expect(self) -> None:
+    def test_containers_of_servers_match_the_settings(self) -> None:
         postgres, redis = map(
             shlex.split, shell(next(line for line in SHELL if line.startswith("docker run"))).splitlines()
         )

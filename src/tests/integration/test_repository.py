@@ -68,7 +68,7 @@ class TestFiles:
             *("src/requirements.lock", "src/requirements-dev.lock"),
         ],
     )
-    def test_what_is_promised_is_there(self, name: str) -> None:
+    def test_promised_files_exist(self, name: str) -> None:
         assert (TOP / name).is_file()
         assert os.access(TOP / name, os.X_OK) == (name == ".ci/run")
 
@@ -93,7 +93,7 @@ class TestLocks:
             assert re.match(r"[a-z0-9.-]+(\[[a-z,]+\])?==[^\s;\\]+", entry), entry
             assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
 
-    def test_they_have_what_the_project_names(self) -> None:
+    def test_they_have_all_packages_of_the_project(self) -> None:
         project = tomllib.loads((SRC / "pyproject.toml").read_text())
         groups = project["dependency-groups"]
         runtime, servers = names(project["project"]["dependencies"]), names(groups["servers"])
@@ -127,7 +127,7 @@ class TestWorkflows:
     FILES = tuple(sorted((TOP / ".github" / "workflows").glob("*.yml")))
 
     @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-    def test_they_may_only_read_and_run_what_is_pinned(self, file: Path) -> None:
+    def test_they_have_read_access_and_pinned_actions_only(self, file: Path) -> None:
         workflow = yaml.safe_load(file.read_text())
         assert workflow["permissions"] == {"contents": "read"}
         for job in workflow["jobs"].values():
@@ -218,7 +218,7 @@ class TestDockerfile:
         assert stages[-1][1] == "production"
         assert re.search(r"--require-hashes -r \S*requirements\.lock", self.TEXT)
 
-    def test_no_process_of_it_is_roots(self) -> None:
+    def test_no_process_runs_as_root(self) -> None:
         for stage in self.TEXT.split("\nFROM ")[1:]:
             if "\nCMD " in stage:
                 user = re.findall(r"^USER (\S+)$", stage, re.MULTILINE)
@@ -252,7 +252,7 @@ class TestSettings:
         """A setting in the caller's environment or in `.env` must not affect the tests."""
         assert [name for name in FIELDS if not name.startswith((*SETTINGS, *PEOPLE))] == []
 
-    def test_what_is_commented_out_is_the_default(self) -> None:
+    def test_commented_settings_are_the_defaults(self) -> None:
         commented = re.findall(r"^# ([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE)
         assert commented
         for name, printed in commented:

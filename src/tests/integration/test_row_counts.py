@@ -124,9 +124,7 @@ async def connections() -> AsyncIterator[list[Connection]]:
 
 class TestExact:
     @pytest.mark.parametrize("seed", range(3))
-    async def test_whatever_is_written_at_the_same_time(
-        self, connections: list[Connection], fetch: Fetch, seed: int
-    ) -> None:
+    async def test_during_concurrent_writes(self, connections: list[Connection], fetch: Fetch, seed: int) -> None:
         await fetch(NEW_USERS, 20)
         chance = random.Random(seed)
         writing = (write_at_random(each, random.Random(chance.random()), 60) for each in connections)
@@ -267,7 +265,7 @@ class TestUse:
             async with transaction() as db:
                 yield db
 
-    async def test_only_for_what_is_counted(self, reading: Database, user: User, fetch: Fetch) -> None:
+    async def test_only_for_counted_rows(self, reading: Database, user: User, fetch: Fetch) -> None:
         """Set a wrong count to see which queries use it."""
         await make_post(user)
         await fetch("UPDATE row_count SET rows = 1000")
@@ -294,7 +292,7 @@ class TestUse:
         ):
             assert found["total_count"] == 1000
 
-    async def test_a_session_counts_what_it_has_written(self) -> None:
+    async def test_a_session_counts_its_own_writes(self) -> None:
         async with transaction() as db:
             internal = UserCreateInternal(name="Ann", username="ann", email="a@example.com", hashed_password="x")
             await crud_users.create(db, internal)

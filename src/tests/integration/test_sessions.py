@@ -269,7 +269,7 @@ class TestRefresh:
         assert (await client.delete(f"/api/v1/user/{user.username}", headers=headers)).status_code == 200
         assert_unauthorized(await refresh(client, token))
 
-    async def test_guess_ends_only_what_it_names(self, client: httpx.AsyncClient, user: User) -> None:
+    async def test_guess_ends_only_the_named_session(self, client: httpx.AsyncClient, user: User) -> None:
         """Only a holder of a session's token knows its uuid, so a wrong secret ends the session like a spent token."""
         first, token = await pair(client, user)
         second, _ = await pair(client, user)

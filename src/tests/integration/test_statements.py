@@ -150,7 +150,7 @@ class TestRateLimiter:
         only_read(statements, 0)
 
     @pytest.mark.parametrize("with_rule", [True, False])
-    async def test_who_is_asking_and_what_their_limit_is(
+    async def test_one_statement_reads_caller_and_limit(
         self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements, fetch: Any, with_rule: bool
     ) -> None:
         tier = await make_tier()

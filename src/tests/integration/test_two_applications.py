@@ -85,7 +85,7 @@ async def test_cache_queue_and_limits(pair: Pair, user: User, redis: RedisRoles)
     assert await redis.queue.zcard("arq:queue") == 1
 
 
-async def test_what_surrounds_a_request(pair: Pair) -> None:
+async def test_middleware_uses_own_settings(pair: Pair) -> None:
     origin = {"Origin": FRIEND}
     answers = [await client.get("/api/v1/users", headers=origin) for client in (pair.first, pair.second)]
     assert [answer.headers.get("access-control-allow-origin") for answer in answers] == [None, FRIEND]

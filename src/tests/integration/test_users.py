@@ -323,7 +323,7 @@ class TestPatchUser:
         assert rows == [{"name": "New Name"}, {"name": superuser.name}]
 
     @pytest.mark.parametrize("field", ["name", "username", "email", "profile_image_url"])
-    async def test_leaves_out_what_is_not_named(
+    async def test_leaves_out_unnamed_fields(
         self, client: httpx.AsyncClient, headers_for: HeadersFor, field: str
     ) -> None:
         user = await make_user(profile_image_url="https://www.example.com/old.png")

@@ -114,7 +114,7 @@ def workers(run_worker: RunWorker, tmp_path: Path) -> Workers:
 
 
 class TestTheWorkerOfTheService:
-    async def test_runs_what_the_api_queued_and_finishes_it_when_stopped(
+    async def test_runs_queued_jobs_and_finishes_them_when_stopped(
         self, client: httpx.AsyncClient, run_worker: RunWorker
     ) -> None:
         worker = await run_worker()
@@ -130,7 +130,7 @@ class TestTheWorkerOfTheService:
 
 
 class TestStopped:
-    async def test_hands_back_what_takes_too_long(self, workers: Workers, redis: RedisRoles) -> None:
+    async def test_returns_slow_jobs_to_the_queue(self, workers: Workers, redis: RedisRoles) -> None:
         first = await workers.start()
         job = await workers.nap("long", 60)
         await workers.wait_for("started", "long")
@@ -167,7 +167,9 @@ class TestKilled:
         await workers.wait_for("started", "long", 2)
         assert await job.result(timeout=20) == "precious slept"
 
-    async def test_nobody_waits_longer_than_half_a_minute(self, workers: Workers, redis: RedisRoles) -> None:
+    async def test_mark_of_a_killed_worker_expires_within_half_a_minute(
+        self, workers: Workers, redis: RedisRoles
+    ) -> None:
         assert JobLeases.SECONDS <= 30
         killed = await workers.start()
         await workers.nap("long", 60)

@@ -293,7 +293,7 @@ class TestRefused:
 
 
 class TestSecrets:
-    def test_which_they_are(self) -> None:
+    def test_every_secret_is_listed(self) -> None:
         passwords = {name for name in Settings.model_fields if name.endswith(("PASSWORD", "_KEY"))}
         assert set(SECRETS) == passwords
 
@@ -336,7 +336,7 @@ class TestFiles:
         done = subprocess.run(command, cwd=src.parents[1], env=env, capture_output=True, text=True, check=True)  # noqa: S603
         return done.stdout.split()
 
-    def test_beside_the_code_before_the_top(self, src: Path) -> None:
+    def test_file_beside_the_code_precedes_the_one_at_the_top(self, src: Path) -> None:
         (src / ".env").write_text("APP_NAME=src\n")
         (src.parent / ".env").write_text("APP_NAME=top\nTIER_NAME=top\n")
         (src.parents[1] / ".env").write_text("APP_NAME=cwd\nTIER_NAME=cwd\nTEST_NAME=cwd\n")

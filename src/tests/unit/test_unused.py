@@ -56,7 +56,7 @@ def test_tokens_are_signed_and_verified_without_them(algorithm: str) -> None:
     assert (done.returncode, done.stdout) == (0, "UnauthorizedError\n"), done.stderr
 
 
-def test_whatever_else_is_required_is_installed() -> None:
+def test_all_other_requirements_are_installed() -> None:
     """pip and uv do not check this: they install the locks without further dependencies of the packages."""
     installed = {canonicalize_name(each.metadata["Name"]): each for each in distributions()}
     missing = {
