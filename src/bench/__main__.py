@@ -49,7 +49,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
         bench.execute(("ALTER DATABASE postgres RESET log_statement",), ("VACUUM ANALYZE",))
         starts: dict[str, list[float]] = defaultdict(list)
         for number in range(STARTS):
-            for name in _turn(number):
+            for name in _rotated_services(number):
                 with bench.service(name) as started:
                     starts[name].append(started.start_seconds)
         spawn = multiprocessing.get_context("spawn")
@@ -57,7 +57,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
             for number in range(rounds + 1):
                 for name, endpoint in chosen.items():
                     requests = [request.encode() for request in endpoint.requests]
-                    for service in _turn(number):
+                    for service in _rotated_services(number):
                         redis.flushall()
                         at = services[service]
                         job = Load(at.port, at.process.pid, requests, endpoint.status, seconds)
@@ -91,7 +91,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
     }, "\n".join(lines)
 
 
-def _turn(number: int) -> Sequence[str]:
+def _rotated_services(number: int) -> Sequence[str]:
     """Return the names of the services in the order of this round."""
     names, first = [*APPS], number % len(APPS)
     return names[first:] + names[:first]

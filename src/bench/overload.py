@@ -21,7 +21,7 @@ from bench.report import markdown
 from bench.services import Service, running_bench, sign_in
 
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0)
-WITHOUT = 1_000_000_000
+NO_LIMIT = 1_000_000_000
 ENDPOINTS = ("user", "users", "cached", "me", "patch")
 MIXED = "mixed"
 BURST_SECONDS = 2.5
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measure; return the result as data and as text."""
     shown = str(options.limit or "default")
-    given = {shown: str(options.limit) if options.limit else None, "none": str(WITHOUT)}
+    given = {shown: str(options.limit) if options.limit else None, "none": str(NO_LIMIT)}
     rounds: dict[str, dict[float, list[Point]]] = {name: defaultdict(list) for name in given}
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:

@@ -138,8 +138,8 @@ class Bench:
             yield self._start(name, log, settings, stack)
             text = log.read_text(errors="replace")
             levels = ("ERROR",) if may_warn else ("ERROR", "WARNING")
-            if told := [line for line in text.splitlines() if any(level in line for level in levels)]:
-                raise BenchError(f"{name} logged errors or warnings:\n" + "\n".join(told[:10]))
+            if complaints := [line for line in text.splitlines() if any(level in line for level in levels)]:
+                raise BenchError(f"{name} logged errors or warnings:\n" + "\n".join(complaints[:10]))
 
     def _start(self, name: str, log: Path, settings: Mapping[str, str], stack: ExitStack) -> Service:
         port = free_port()

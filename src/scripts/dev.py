@@ -161,7 +161,7 @@ def main() -> int:
     log = Log()
     _on_signal(_interrupt)
     try:
-        with _only_run_here(), ExitStack() as stack:
+        with _lock_of_this_folder(), ExitStack() as stack:
             try:
                 run(Processes(stack, log), port)
             finally:
@@ -199,7 +199,7 @@ def run(processes: Processes, port: int) -> None:
     for changes in watch(SRC / "app", watch_filter=PythonFilter(), rust_timeout=200, yield_on_timeout=True):
         if changes:
             worker.restart()
-        worker.forgive_mistake()
+        worker.tolerate_mistake()
         processes.check()
         if not announced and setup.returncode == 0 and _is_ready(port):
             announced = True
@@ -222,7 +222,7 @@ class Worker:
         self._edited = time.monotonic()
         self._process = self._start()
 
-    def forgive_mistake(self) -> None:
+    def tolerate_mistake(self) -> None:
         """Keep the run alive until the next edit if the last edit made the worker end."""
         if (
             "worker" in self._processes.running
@@ -266,7 +266,7 @@ def _settings() -> dict[str, str]:
 
 
 @contextmanager
-def _only_run_here() -> Iterator[None]:
+def _lock_of_this_folder() -> Iterator[None]:
     LOCAL.mkdir(mode=0o700, exist_ok=True)
     owner = LOCAL.stat().st_uid
     if owner != os.geteuid():

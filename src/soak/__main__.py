@@ -1,7 +1,7 @@
 """Put load on the service while its servers fail, one after the other: `python -m soak [SECONDS]`.
 
-The exit status is 1 if the service broke a promise: a 500, a late answer, an error that the fault does not excuse, a
-read older than an acknowledged write, or an accepted job that never finished.
+The exit status is 1 if the service broke a promise by a 500, a late answer or an error that the fault does not excuse.
+It is also 1 after a read older than an acknowledged write, or for an accepted job that never finished.
 """
 
 import argparse

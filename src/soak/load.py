@@ -165,7 +165,7 @@ class User:
         else:
             self.token = ""
 
-    async def be_robbed(self) -> None:
+    async def replay_spent_token(self) -> None:
         """Present a refresh token that was spent long ago, as a thief would: the session must end."""
         stolen = self.refresh_token
         await self.refresh()
@@ -175,7 +175,7 @@ class User:
             if await self.api.ask("POST", "/refresh", 401, json={"refresh_token": stolen}):
                 await self.api.ask("GET", "/user/me", 401, token=token)
 
-    async def sign_in_wrongly(self) -> None:
+    async def sign_in_with_wrong_password(self) -> None:
         await self.api.ask("POST", "/login", 401, data={"username": self.name, "password": "a wrong password"})
 
     async def read_me(self) -> None:
@@ -193,13 +193,13 @@ class User:
             old, self.next_name = self.name, f"u{self.number}n{self.renames}"
             if await self.write("PATCH", f"/user/{old}", 200, json={"username": self.next_name}):
                 self.name, self.next_name = self.next_name, ""
-                await self.find_nothing_of(old)
+                await self.check_no_posts(old)
 
-    async def find_nothing_of(self, name: str) -> None:
+    async def check_no_posts(self, name: str) -> None:
         if answer := await self.api.ask("GET", f"/{name}/posts", 200, 404):
             self.api.check(answer.status_code == 404, f"posts of {name}, a name without an owner")
 
-    async def be_a_visitor(self) -> None:
+    async def sign_up_and_leave(self) -> None:
         """Sign up as a new user, write a post, and delete the account."""
         self.visitors += 1
         name = f"v{self.number}n{self.visitors}"
@@ -212,7 +212,7 @@ class User:
         ):
             self.api.check(answer.json()["total_count"] == 1, f"{answer.json()['total_count']} posts of {name}")
         if await self.api.ask("DELETE", f"/user/{name}", 200, token=token):
-            await self.find_nothing_of(name)
+            await self.check_no_posts(name)
             await self.api.ask("GET", "/user/me", 401, token=token)
 
     # -------- posts --------
@@ -225,14 +225,14 @@ class User:
     def recent_posts(self) -> list[Post]:
         return [*self.posts.values()][-2 * MANY :]
 
-    def gone(self) -> list[int]:
+    def extra_statuses(self) -> list[int]:
         """Return further acceptable statuses: 404 while a rename may have freed the name in the path."""
         return [404] if self.next_name else []
 
     async def write_post(self) -> None:
         if len(self.living_posts()) < MANY:
             body = {"title": "A title", **self.content(0)}
-            answer = await self.write("POST", f"/{self.name}/post", 201, *self.gone(), json=body)
+            answer = await self.write("POST", f"/{self.name}/post", 201, *self.extra_statuses(), json=body)
             if answer and answer.status_code == 201:
                 self.posts[answer.json()["id"]] = Post(answer.json()["id"])
 
@@ -241,7 +241,7 @@ class User:
             post = self.random.choice(posts)
             post.newest += 1
             version, path = post.newest, f"/{self.name}/post/{post.id}"
-            answer = await self.write("PATCH", path, 200, *self.gone(), json=self.content(version))
+            answer = await self.write("PATCH", path, 200, *self.extra_statuses(), json=self.content(version))
             if answer and answer.status_code == 200:
                 post.oldest = version
 
@@ -249,7 +249,7 @@ class User:
         if len(posts := self.living_posts()) > FEW:
             post = self.random.choice(posts)
             post.is_erased = True
-            answer = await self.write("DELETE", f"/{self.name}/post/{post.id}", 200, *self.gone())
+            answer = await self.write("DELETE", f"/{self.name}/post/{post.id}", 200, *self.extra_statuses())
             if answer and answer.status_code == 200:
                 post.oldest = GONE
 
@@ -334,10 +334,10 @@ READS = {
     User.read_a_list: 20,
     User.read_me: 8,
     User.read_users: 4,
-    User.sign_in_wrongly: 1,
+    User.sign_in_with_wrong_password: 1,
     User.sign_out: 2,
     User.refresh: 3,
-    User.be_robbed: 1,
+    User.replay_spent_token: 1,
     User.read_task: 8,
     User.read_health: 2,
     User.read_readiness: 1,
@@ -348,5 +348,5 @@ WRITES = {
     User.erase_post: 6,
     User.queue_task: 8,
     User.rename: 2,
-    User.be_a_visitor: 1,
+    User.sign_up_and_leave: 1,
 }

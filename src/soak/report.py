@@ -44,7 +44,7 @@ class Report:
         """Number of checked reads."""
         self.jobs: list[str] = []
         """Ids of the jobs that were accepted."""
-        self._told: Counter[tuple[str, str]] = Counter()
+        self._details_told: Counter[tuple[str, str]] = Counter()
         self._began = self._entered = time.monotonic()
         self._last_fault, self._last_fault_ended = self.phase, self._began
         self._away_until: dict[str, float] = {}
@@ -94,8 +94,8 @@ class Report:
 
     def breaks(self, promise: str, detail: str) -> None:
         self.broken[promise] += 1
-        self._told[promise, self.phase.name] += 1
-        if self._told[promise, self.phase.name] <= DETAILS:
+        self._details_told[promise, self.phase.name] += 1
+        if self._details_told[promise, self.phase.name] <= DETAILS:
             self.details.append(f"{time.monotonic() - self._began:.1f} s, {self.phase.name}: {promise}: {detail}")
 
     def table(self) -> str:

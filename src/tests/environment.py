@@ -30,7 +30,7 @@ SETTINGS = (
 PEOPLE = ("ADMIN_", "TEST_", "TIER_NAME")
 
 
-def forget_settings() -> None:
+def reset_settings() -> None:
     """Reset every setting to its default, except those that name the users of the tests."""
     for name in [name for name in os.environ if name.startswith(SETTINGS)]:
         del os.environ[name]

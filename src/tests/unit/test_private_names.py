@@ -31,16 +31,16 @@ DOCUMENTED = {
 
 PRIVATE = {
     # -------- FastAPI --------
-    "fastapi.dependencies.utils.get_dependant": "what an endpoint itself asks for, to refuse @cache on callers' data",
-    "fastapi.dependencies.models.Dependant": "the type of that",
-    "fastapi.security.base.SecurityBase": "how to recognise a dependency that reads credentials",
+    "fastapi.dependencies.utils.get_dependant": "the parameters of an endpoint, to refuse @cache on callers' data",
+    "fastapi.dependencies.models.Dependant": "the type that get_dependant returns",
+    "fastapi.security.base.SecurityBase": "to recognise dependencies that read credentials",
     "fastapi.routing.iter_route_contexts": "the paths of included routes; `app.routes` has routers since 0.137",
     "fastapi.routing.serialize_response": "@cache stores the bytes that FastAPI would send",
     "scope['fastapi']": "the path of the matched route with its prefixes, under which limits are stored",
     # -------- SQLAlchemy --------
     "sqlalchemy.util.await_only": "the pool and the Reader await the driver within one greenlet",
     "sqlalchemy.util.greenlet_spawn": "one greenlet for a read rather than three: a fifth of a small request",
-    "FairPool._do_get": "waiters get connections in their order: without it some wait until the timeout",
+    "FairPool._do_get": "waiters get connections in order; without it, some wait until the timeout",
     "FairPool._do_return_conn": "likewise",
     "FairPool._timeout": "likewise",
     # -------- arq and redis-py: a killed worker or a paused server loses no job --------
@@ -50,11 +50,11 @@ PRIVATE = {
     "arq.typing.WorkerCoroutine": "the type of a job",
     "arq.utils.*": "arq's own conversions of times, so that scores of the queue agree",
     "arq.worker.Function": "a job with its own timeout and tries is wrapped, not replaced",
-    "arq.worker.JobExecutionFailed": "a job that asks for one try too many has failed",
+    "arq.worker.JobExecutionFailed": "a job that retries after its last try has failed",
     "JobPipeline.immediate_execute_command": "a lost connection repeats the watched reads; arq's worker would end",
     "JobPipeline.annotate_exception": "arguments of jobs may be secrets, and errors are logged",
     "_PatientPool.ensure_connection": "a worker waits for a server that accepts connections and stays silent",
-    "_PatientRetry.call_with_retry": "a worker waits for its server and says so once",
+    "_PatientRetry.call_with_retry": "a worker waits for its server and logs this once",
 }
 OVERRIDES = {
     # Methods that the library documents for overriding, or overrides that keep the documented meaning.
