@@ -1,9 +1,9 @@
-"""Compare what a request costs here with the same written by hand: `python -m bench [ENDPOINT ...]`.
+"""Compare the cost of requests to the service and to handwritten equivalents: `python -m bench [ENDPOINT ...]`.
 
-`python -m bench growth` shows what single requests cost beside a million users, `python -m bench overload` what becomes
-of more requests than a worker can do.
+`python -m bench growth` measures single requests on a database with a million users. `python -m bench overload`
+measures a worker that gets more requests than it can serve.
 
-Ends with status 1 when a service answers anything but what is expected, or not what the others answer.
+The exit status is 1 if a service gives an unexpected answer, or another answer than the other services.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from scripts.servers import ServerError
 ROUNDS = 5
 SECONDS = 1.5
 STARTS = 9
-"""How often each service is started."""
+"""How many times each service is started."""
 PARTS = {"growth": growth, "overload": overload}
 LOADS = {"wrk": run_wrk, "own": run}
 
 
 def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -> tuple[dict[str, Any], str]:
-    """Check and measure; return the result for programs and for people."""
+    """Check and measure; return the result as data and as text."""
     measures: dict[str, dict[str, list[Measure]]] = {name: defaultdict(list) for name in names}
     with running_bench() as bench:
         bench.fill()
-        # Statements are logged, which costs time, only where they are counted.
+        # Log statements only while they are counted, because logging takes time.
         bench.execute(("ALTER DATABASE postgres SET log_statement = 'all'",))
         with bench.services() as services:
             known = endpoints(sign_in(services["ours"]))
@@ -49,7 +49,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
         bench.execute(("ALTER DATABASE postgres RESET log_statement",), ("VACUUM ANALYZE",))
         starts: dict[str, list[float]] = defaultdict(list)
         for number in range(STARTS):
-            for name in _turn(number):
+            for name in _rotated_services(number):
                 with bench.service(name) as started:
                     starts[name].append(started.start_seconds)
         spawn = multiprocessing.get_context("spawn")
@@ -57,7 +57,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
             for number in range(rounds + 1):
                 for name, endpoint in chosen.items():
                     requests = [request.encode() for request in endpoint.requests]
-                    for service in _turn(number):
+                    for service in _rotated_services(number):
                         redis.flushall()
                         at = services[service]
                         job = Load(at.port, at.process.pid, requests, endpoint.status, seconds)
@@ -91,8 +91,8 @@ def compare(names: Sequence[str], rounds: int, seconds: float, load_name: str) -
     }, "\n".join(lines)
 
 
-def _turn(number: int) -> Sequence[str]:
-    """The services in the order of this round."""
+def _rotated_services(number: int) -> Sequence[str]:
+    """Return the names of the services in the order of this round."""
     names, first = [*APPS], number % len(APPS)
     return names[first:] + names[:first]
 
@@ -115,8 +115,12 @@ def _parse() -> tuple[argparse.Namespace, Callable[[argparse.Namespace], tuple[d
         PARTS[name].add_arguments(parser)
         return parser.parse_args(), PARTS[name].run
     parser.add_argument("endpoints", nargs="*", metavar="ENDPOINT", help=f"of {', '.join(NAMES)}; default: all")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="that are counted, after one to warm up")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each service at each endpoint, each round")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="number of rounds that are counted, after a warm-up round"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="duration for each service and endpoint in each round"
+    )
     parser.add_argument("--load", choices=LOADS, default="wrk" if find_wrk() else "own", help="default: wrk if found")
     options = parser.parse_args()
     if unknown := {*options.endpoints} - {*NAMES}:

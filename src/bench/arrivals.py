@@ -1,4 +1,4 @@
-"""An open load: requests that arrive at a fixed rate, whether or not those before them have been answered."""
+"""An open load: requests arrive at a fixed rate, independently of the answers to earlier requests."""
 
 import asyncio
 import time
@@ -27,62 +27,62 @@ class Offer:
     seconds: float
     connections: int
     max_lag_ms: float
-    """How late half of the requests may be offered at most, or the rate was not the one that was meant."""
+    """The greatest median delay of the generator; beyond it, the offered rate was not the intended rate."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was answered while requests arrived. Times are counted from the moment at which a request was to arrive."""
+    """The answers during the load. Latencies count from the time at which a request was due to arrive."""
 
     offered_per_second: float
     answered_per_second: float
     shed_per_second: float
     unsent: float
-    """Requests that found no connection free in all this time."""
+    """Requests that still waited for a free connection when the load ended."""
     cpu: float
-    """Share of a processor that the server had: less than one where others had more of the machine."""
+    """Share of a processor that the server used; below one if other processes took more of the machine."""
     p50_ms: float
     p99_ms: float
     lag_p50_ms: float
-    """How much too late requests were offered."""
+    """How late the generator offered the requests."""
     lag_p99_ms: float
 
 
-class _Line(Exchange):
+class _Connection(Exchange):
     due = 0.0
 
-    def __init__(self, crowd: "_Crowd") -> None:
-        self._crowd = crowd
+    def __init__(self, generator: "_Generator") -> None:
+        self._generator = generator
         self.opened = asyncio.get_running_loop().create_future()
 
     def answered(self, head: bytes, body: bytes) -> None:
         if self.opened.done():
-            self._crowd.answered(self, head, body)
+            self._generator.answered(self, head, body)
         else:
             self.opened.set_result(None)
 
     def failed(self, error: BenchError) -> None:
         if self.opened.done():
-            self._crowd.failed(error)
+            self._generator.failed(error)
         else:
             self.opened.set_exception(error)
 
 
-class _Crowd:
-    """Requests that arrive, those that wait for a free connection first come first served."""
+class _Generator:
+    """The arriving requests and their connections. Requests wait for a free connection in the order of arrival."""
 
     def __init__(self, offer: Offer) -> None:
         self._offer = offer
         self._requests = cycle(offer.requests)
-        self._idle: list[_Line] = []
+        self._idle: list[_Connection] = []
         self._waiting: deque[float] = deque()
         self._is_over = False
         self._done = asyncio.get_running_loop().create_future()
         self.lags: list[float] = []
         self.served: list[tuple[float, float]] = []
-        """When each was answered, and after how long."""
+        """For each request: time of the answer, and latency."""
         self.shed: list[float] = []
-        self.lines: list[_Line] = []
+        self.connections: list[_Connection] = []
 
     async def run(self) -> Outcome:
         offer, server = self._offer, psutil.Process(self._offer.pid)
@@ -122,35 +122,35 @@ class _Crowd:
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         for _ in range(self._offer.connections):
-            line = _Line(self)
-            await loop.create_connection(lambda line=line: line, HOST, self._offer.port)  # type: ignore[misc]
-            self.lines.append(line)
-            # uvloop takes one new connection whenever it looks for what to do, so that those that come to a busy
-            # service wait very long.
-            line.send(_PROBE)
-            await line.opened
-            self._idle.append(line)
+            connection = _Connection(self)
+            await loop.create_connection(lambda connection=connection: connection, HOST, self._offer.port)  # type: ignore[misc]
+            self.connections.append(connection)
+            # uvloop accepts one new connection in each iteration of its loop, so new connections to a busy service
+            # wait very long. Open all of them before the load begins.
+            connection.send(_PROBE)
+            await connection.opened
+            self._idle.append(connection)
 
     def _send_next(self) -> None:
         if self._idle and self._waiting:
-            line = self._idle.pop()  # the one last used, as the pools of clients and proxies do it
-            line.due = self._waiting.popleft()
-            line.send(next(self._requests))
+            connection = self._idle.pop()  # the most recently used, as in the pools of clients and proxies
+            connection.due = self._waiting.popleft()
+            connection.send(next(self._requests))
 
-    def answered(self, line: _Line, head: bytes, body: bytes) -> None:
+    def answered(self, connection: _Connection, head: bytes, body: bytes) -> None:
         now = time.perf_counter()
         if head.startswith(b"HTTP/1.1 200 "):
-            self.served.append((now, now - line.due))
+            self.served.append((now, now - connection.due))
         elif head.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after:" in head.lower():
             self.shed.append(now)
         else:
             self.failed(unexpected(head + b"\r\n\r\n" + body))
-        self._idle.append(line)
+        self._idle.append(connection)
         self._send_next()
         self._finish_if_idle()
 
     def _finish_if_idle(self) -> None:
-        if self._is_over and len(self._idle) == len(self.lines) and not self._done.done():
+        if self._is_over and len(self._idle) == len(self.connections) and not self._done.done():
             self._done.set_result(None)
 
     def failed(self, error: BenchError) -> None:
@@ -159,21 +159,21 @@ class _Crowd:
 
 
 async def offer_load(offer: Offer) -> Outcome:
-    """Raises BenchError for an answer that is neither 200 nor 503 with Retry-After, and for too great a lag."""
-    crowd = _Crowd(offer)
+    """Offer the load. Raises BenchError unless each answer is 200, or 503 with Retry-After, and for too much lag."""
+    generator = _Generator(offer)
     try:
         async with asyncio.timeout(offer.seconds + 3 * GIVE_UP_SECONDS):
-            outcome = await crowd.run()
+            outcome = await generator.run()
     except TimeoutError:
         raise BenchError(f"no answer within {3 * GIVE_UP_SECONDS:.0f} s") from None
     finally:
-        for line in crowd.lines:
-            line.transport.abort()
+        for connection in generator.connections:
+            connection.transport.abort()
     if outcome.lag_p50_ms > offer.max_lag_ms:
         raise BenchError(f"{offer.per_second:.0f} requests/s could not be offered: {outcome.lag_p50_ms:.0f} ms late")
     return outcome
 
 
 def run(offer: Offer) -> Outcome:
-    """`offer_load` for a process that does nothing else."""
+    """Run `offer_load` in a process of its own."""
     return uvloop.run(offer_load(offer))

@@ -1,6 +1,6 @@
-"""Users and posts by the million, loaded in bulk, and what lists of them are known to hold.
+"""Millions of users and posts, loaded in bulk, and the expected contents of their lists.
 
-One user, the first, has written a fifth of all posts; the others have four or five each, not side by side.
+The first user has written a fifth of all posts. The others have four or five each, which are not adjacent in the table.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ SELECT n, CASE WHEN n % 5 = 0 THEN 1 ELSE 2 + (n - n / 5 - 1) % ($3::int - 1) EN
        timestamptz '2026-02-01 00:00:00.123456Z' + n * interval '1 second', false
 FROM generate_series($1::int, $2::int) AS n
 """
-# For the loading alone: neither triggers nor foreign keys are looked at, indexes are built when all rows are there.
+# While loading, skip triggers and foreign keys; build the indexes after the last row.
 PREPARE = (
     "SET session_replication_role = replica",
     "SET maintenance_work_mem = '1GB'",
@@ -41,7 +41,7 @@ FINISH = (
 
 @dataclass(frozen=True)
 class Content:
-    """What the tables hold. Pages have ten rows."""
+    """The contents of the tables. Pages have ten rows."""
 
     users: int
 
@@ -51,18 +51,18 @@ class Content:
 
     @property
     def pages(self) -> int:
-        """Of all users, and of the first user's posts, which are as many."""
+        """The number of pages of all users, and also of the first user's posts."""
         return -(-self.users // 10)
 
     def users_on(self, page: int) -> list[int]:
         return list(range(1, self.users + 1)[10 * page - 10 : 10 * page])
 
     def posts_on(self, page: int) -> list[int]:
-        """Of the first user."""
+        """Return the ids of the first user's posts on a page."""
         return [5 * number for number in self.users_on(page)]
 
     def posts_of(self, user: int) -> list[int]:
-        """All of another user's posts."""
+        """Return the ids of all posts of another user."""
         return [number + number // 4 + 1 for number in range(user - 2, 4 * self.users, self.users - 1)]
 
 

@@ -1,4 +1,4 @@
-"""Before anything is measured: that the services answer the same, and what each asks its servers for an answer."""
+"""Checks before the measurement: the services give the same answers. Counts their statements and commands, too."""
 
 import json
 import re
@@ -19,14 +19,14 @@ _RANDOM_ID = re.compile(r"[0-9a-f]{32}")  # of a task
 
 @dataclass(frozen=True)
 class Asked:
-    """How much of its servers one request uses."""
+    """Statements and commands that one request sends to PostgreSQL and Redis."""
 
     statements: float
     commands: float
 
 
 def send(client: httpx.Client, request: Request, status: int) -> Any:
-    """What the answer says, without what is different each time."""
+    """Send the request; return the answer's content without values that differ each time."""
     answer = client.request(request.method, request.path, headers=request.headers, content=request.body)
     if answer.status_code != status:
         raise BenchError(f"{request.method} {request.path}: {answer.status_code}, not {status}: {answer.text}")
@@ -34,14 +34,14 @@ def send(client: httpx.Client, request: Request, status: int) -> Any:
 
 
 def without_cursor(content: Any) -> Any:
-    """Each service signs its own; that there is one, or none, is the same."""
+    """Mask the cursor: each service signs its own, but all must agree on whether there is one."""
     if isinstance(content, dict) and isinstance(content.get("next_cursor"), str):
         return {**content, "next_cursor": "*"}
     return content
 
 
 def refuse_differences(title: str, answers: Mapping[str, Sequence[object]]) -> None:
-    """Raise BenchError unless all services have answered the same."""
+    """Raise BenchError unless all services gave the same answers."""
     (first, expected), *others = answers.items()
     for name, found in others:
         for one, other in zip(expected, found, strict=True):
@@ -52,7 +52,7 @@ def refuse_differences(title: str, answers: Mapping[str, Sequence[object]]) -> N
 def check(
     bench: Bench, services: Mapping[str, Service], endpoints: Mapping[str, Endpoint]
 ) -> dict[str, dict[str, Asked]]:
-    """Send each request once, for the answers, and once more, for what is asked when all is warm."""
+    """Send each request once to compare the answers, then again with warm caches to count statements and commands."""
     asked: dict[str, dict[str, Asked]] = {}
     for name, endpoint in endpoints.items():
         answers: dict[str, list[object]] = {}
@@ -74,7 +74,7 @@ def check(
 
 
 def _until_end(monitor: Any) -> Iterator[str]:
-    """The commands as clients sent them, without what scripts did."""
+    """Yield the commands of clients, without those of scripts."""
     while True:
         command = monitor.next_command()
         if _END in command["command"]:
@@ -84,5 +84,5 @@ def _until_end(monitor: Any) -> Iterator[str]:
 
 
 def _statements(bench: Bench) -> int:
-    """How many statements PostgreSQL's log has by now: it writes each down before it runs it."""
+    """Count the statements in PostgreSQL's log, which has each before it runs."""
     return len(_STATEMENT.findall(bench.postgres_log.read_bytes()))

@@ -1,4 +1,4 @@
-"""What is asked: the same of every service, on each connection about a user, or a page, of its own."""
+"""The requests, the same for every service. Each connection asks for a different user or page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ NAMES = ("constant", "user", "users", "cached", "me", "task", "task-token", "pat
 
 
 def endpoints(tokens: Sequence[str]) -> Mapping[str, Endpoint]:
-    """The endpoints by name, with the tokens of the first users."""
+    """Return the endpoints by name, with the tokens of the first users."""
     signed = list(zip(NUMBERS, tokens, strict=True))
-    # What is read stays in the cache while the other is changed.
+    # Read one post and change the other, so that the changes do not invalidate the cached answer.
     post, other_post = (
         {number: f"/api/v1/user{number}/post/{(number - 1) * POSTS_PER_USER + which}" for number in NUMBERS}
         for which in (1, 2)

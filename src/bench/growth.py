@@ -1,6 +1,6 @@
-"""How long single requests take beside a million users and five million posts: `python -m bench growth`.
+"""Latency of single requests on a database with a million users and five million posts: `python -m bench growth`.
 
-The same is asked of a service with a thousand users.
+The same requests go to a service with a thousand users for comparison.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from scripts.servers import HOST
 
 SMALL = 1000
 POSTS = "/api/v1/user1/posts"
-WARM_UP = 10  # requests that are not counted; by then PostgreSQL has gone over to generic plans
+WARM_UP = 10  # requests that are not counted; after them PostgreSQL uses generic plans
 KEYS_AT_ONCE = 50_000
 PUT_KEYS = """
 for number = ARGV[1], ARGV[2] do
@@ -38,12 +38,12 @@ end
 COLUMNS = ("request", "p50 ms", "p99 ms", "p50 ms, few rows", "ratio")
 
 Waits = tuple[str, list[float]]
-"""What was asked, and the seconds until each answer."""
+"""The kind of request, and the latency of each answer in seconds."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Servers, a service and what they hold."""
+    """Servers, a service and their contents."""
 
     bench: Bench
     service: Service
@@ -53,12 +53,14 @@ class World:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--users", type=int, default=1_000_000, help="who have five times as many posts")
-    parser.add_argument("--requests", type=int, default=300, help="of each kind")
+    parser.add_argument(
+        "--users", type=int, default=1_000_000, help="number of users; there are five times as many posts"
+    )
+    parser.add_argument("--requests", type=int, default=300, help="number of requests of each kind")
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Load, ask and measure; return the result for programs and for people."""
+    """Load the rows and measure the requests; return the result as data and as text."""
     contents = Content(options.users), Content(SMALL)
     with ExitStack() as stack:
         benches = [stack.enter_context(running_bench()) for _ in contents]
@@ -94,7 +96,7 @@ def table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def refuse_other_page(path: str, answer: Mapping[str, Any], expected: tuple[Sequence[int], int, bool]) -> None:
-    """Raise BenchError unless the page has these ids, total and more behind it."""
+    """Raise BenchError unless the page has these ids, this total count and this `has_more`."""
     found = ([row["id"] for row in answer["data"]], answer["total_count"], answer["has_more"])
     if found != expected:
         raise BenchError(f"GET {path}: {found}, not {expected}")
@@ -108,7 +110,7 @@ def _measure(world: World) -> Iterator[Waits]:
 
 
 def _measure_beside_keys(world: World) -> Iterator[Waits]:
-    """What a write removes from the cache, beside as many other keys as there are users."""
+    """Measure the removals that a write causes: first alone, then with as many other keys as there are users."""
     with world.bench.redis() as redis:
         redis.config_resetstat()
         keys = f"{world.content.users:,} other keys in Valkey"
@@ -120,14 +122,14 @@ def _measure_beside_keys(world: World) -> Iterator[Waits]:
         yield f"removal of a user's lists, {keys}", _removals(world)
         used = redis.info("commandstats").keys()
         if slow := used & {"cmdstat_scan", "cmdstat_keys"}:
-            raise BenchError(f"the whole of Valkey was looked through: {', '.join(sorted(slow))}")
+            raise BenchError(f"the removal scanned all keys of Valkey: {', '.join(sorted(slow))}")
 
 
 def _lists(world: World, client: "_Client", redis: Redis) -> Iterator[Waits]:
     content, times = world.content, range(WARM_UP + world.requests)
 
     def read(path: str, ids: Sequence[int], total: int, has_more: bool) -> float:
-        redis.flushdb()  # no list is in the cache
+        redis.flushdb()  # so that each read is a cache miss
         seconds, answer = client.ask(Request("GET", path))
         refuse_other_page(path, answer, (ids, total, has_more))
         return seconds
@@ -157,13 +159,13 @@ def _writes(world: World, client: "_Client") -> Iterator[Waits]:
         waits.append(client.ask(new, 201)[0])
         _, answer = client.ask(Request("GET", "/api/v1/user2/posts"))
         if answer["total_count"] != posts + number + 1:
-            raise BenchError(f"{answer['total_count']} posts are counted after {number + 1} more than {posts}")
+            raise BenchError(f"total_count is {answer['total_count']}, not {posts + number + 1}")
     yield "POST post", waits[WARM_UP:]
     yield "PATCH post", _patches(world, client)
 
 
 def _patches(world: World, client: "_Client") -> list[float]:
-    """The first user's posts, one after the other."""
+    """Change the first user's posts one after the other."""
     waits = []
     for number in range(WARM_UP + world.requests):
         post = POSTS_PER_USER * (1 + number % world.content.users)
@@ -187,7 +189,7 @@ def _removals(world: World) -> list[float]:
 
 
 def _counts(world: World) -> Iterator[Waits]:
-    """What it would take to count the rows for each request."""
+    """Measure how long counting the rows for each request would take."""
 
     async def count(table: str, owner: str) -> list[float]:
         connection = await asyncpg.connect(world.bench.environment["DATABASE_URL"])
@@ -206,7 +208,7 @@ def _counts(world: World) -> Iterator[Waits]:
 
 
 class _Client:
-    """One connection, on which one thing is asked after the other."""
+    """One connection that sends one request at a time."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection((HOST, port), timeout=GIVE_UP_SECONDS)
@@ -218,7 +220,7 @@ class _Client:
         self._socket.close()
 
     def ask(self, request: Request, status: int = 200) -> tuple[float, Any]:
-        """Return how many seconds the answer took, and what it says."""
+        """Return the latency in seconds, and the content of the answer."""
         message, received = request.encode(), b""
         began = time.perf_counter()
         self._socket.sendall(message)

@@ -1,4 +1,4 @@
-"""The load: HTTP/1.1 by hand on a few connections, in a process of its own, cheap enough to keep a server busy."""
+"""The load generator: handwritten HTTP/1.1 on a few connections, cheap enough to saturate a server from one process."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 
 
 class BenchError(Exception):
-    """What was measured is not what was meant to be; the message says in which way."""
+    """An error whose message says why a measurement is invalid."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Load:
 @dataclass(frozen=True)
 class Measure:
     cpu_us: float
-    """Processor time of the server's process, user and system, for each request."""
+    """Processor time of the server's process for each request, user and system."""
     per_second: float
     p50_ms: float
     p99_ms: float
 
 
 class Exchange(asyncio.Protocol, ABC):
-    """A connection on which one request is sent at a time; says when its answer is complete."""
+    """A connection that sends one request at a time, with callbacks for a complete answer and for a failure."""
 
     sent = 0.0
 
@@ -76,7 +76,7 @@ class Exchange(asyncio.Protocol, ABC):
 
 
 def split(answer: bytes) -> tuple[bytes, bytes] | None:
-    """Head and body of an answer; None while it is not complete. Raises BenchError when nobody could tell."""
+    """Return head and body of an answer; None while incomplete. Raises BenchError if its length is unknown."""
     head, end, body = answer.partition(b"\r\n\r\n")
     if not end:
         return None
@@ -91,7 +91,7 @@ def unexpected(answer: bytes) -> BenchError:
 
 
 class _Loop(Exchange):
-    """Sends its requests over and over, each as soon as the answer to the one before is complete."""
+    """A connection that repeats its requests, each as soon as the answer to the previous one is complete."""
 
     def __init__(self, requests: Sequence[bytes], status: int) -> None:
         self._requests = cycle(requests)
@@ -100,7 +100,7 @@ class _Loop(Exchange):
         self.waits: list[float] = []
 
     async def run(self, times: int, until: float = 0) -> None:
-        """Send so many requests, and more until that moment."""
+        """Send at least `times` requests, and continue until the time `until`."""
         self.waits.clear()
         self._times, self._until = times, until
         self._idle = asyncio.get_running_loop().create_future()
@@ -124,9 +124,9 @@ class _Loop(Exchange):
 
 
 async def put_load(load: Load) -> Measure:
-    """Send each request once, then all of them over and over for as long as `load` says; measure the latter.
+    """Send each request once to warm up, then repeat all of them for `load.seconds` and measure.
 
-    Nothing is under way when the measurement begins and when it ends, so that what is counted is what was done.
+    No request is in flight when the measurement begins or ends, so the processor time belongs to the counted requests.
     """
     server, loop = psutil.Process(load.pid), asyncio.get_running_loop()
     count = min(load.connections, len(load.requests))
@@ -167,5 +167,5 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 def run(load: Load) -> Measure:
-    """`put_load` for a process that does nothing else."""
+    """Run `put_load` in a process of its own."""
     return uvloop.run(put_load(load))

@@ -1,6 +1,6 @@
-"""What becomes of one worker that is asked for more than it can do: `python -m bench overload`.
+"""Behaviour of one worker that gets more requests than it can serve: `python -m bench overload`.
 
-The same load arrives at a service with its limit on requests under way, and at one without.
+The same load goes to a service with its limit on concurrent requests, and to a service without a limit.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from bench.report import markdown
 from bench.services import Service, running_bench, sign_in
 
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0)
-WITHOUT = 1_000_000_000
+NO_LIMIT = 1_000_000_000
 ENDPOINTS = ("user", "users", "cached", "me", "patch")
 MIXED = "mixed"
 BURST_SECONDS = 2.5
-"""How long a service is offered too much before anything is counted: more than the limit is let in at first."""
+"""How long the overload lasts before the measurement: the service first admits a burst above its limit."""
 SATURATED_SECONDS = 1.0
-"""How long a service is kept busy, to see how much it can do."""
+"""How long a service is saturated to measure its capacity."""
 COLUMNS = (
     "limit", "load", "arrive/s", "200/s", "of best", "503/s", "not sent", "processor", "p50 ms", "p99 ms", "lag p99 ms",
 )  # fmt: skip
@@ -39,24 +39,27 @@ class Point:
 
     outcome: Outcome
     share: float
-    """What was answered of what the service can do."""
+    """Answered requests as a share of the service's capacity."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", choices=(MIXED, *ENDPOINTS), default=MIXED, help="default: all in turns")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the medians are shown")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; the table shows their medians")
     parser.add_argument(
-        "--seconds", type=float, default=2, help="for each load, each round; with more than 4 a burst is let in again"
+        "--seconds",
+        type=float,
+        default=2,
+        help="duration of each load in each round; above 4 the service admits another burst",
     )
-    parser.add_argument("--connections", type=int, default=1000, help="on which requests arrive")
-    parser.add_argument("--max-lag", type=float, default=50, help="milliseconds by which half the requests may be late")
-    parser.add_argument("--limit", type=int, help="MAX_CONCURRENT_REQUESTS; default: what the service has")
+    parser.add_argument("--connections", type=int, default=1000, help="number of connections")
+    parser.add_argument("--max-lag", type=float, default=50, help="greatest median delay of the generator in ms")
+    parser.add_argument("--limit", type=int, help="MAX_CONCURRENT_REQUESTS; default: the service's setting")
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Measure; return the result for programs and for people."""
+    """Measure; return the result as data and as text."""
     shown = str(options.limit or "default")
-    given = {shown: str(options.limit) if options.limit else None, "none": str(WITHOUT)}
+    given = {shown: str(options.limit) if options.limit else None, "none": str(NO_LIMIT)}
     rounds: dict[str, dict[float, list[Point]]] = {name: defaultdict(list) for name in given}
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
@@ -83,7 +86,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _median(points: Sequence[Point]) -> Point:
-    """The medians, figure by figure."""
+    """Return the median of each figure."""
     outcomes = zip(*(astuple(point.outcome) for point in points), strict=True)
     return Point(Outcome(*map(median, outcomes)), median(point.share for point in points))
 
@@ -96,10 +99,11 @@ def _requests(kinds: Mapping[str, Endpoint], name: str) -> Sequence[bytes]:
 def _round(
     pool: ProcessPoolExecutor, service: Service, requests: Sequence[bytes], options: argparse.Namespace
 ) -> Iterator[tuple[float, Point]]:
-    """Offer shares and multiples of what the service can do. That is found out before and after each, since the speed
-    of a machine drifts.
+    """Offer shares and multiples of the service's capacity.
+
+    The capacity is measured before and after each load, because the speed of a machine drifts.
     """
-    connections = min(CONNECTIONS, options.limit or CONNECTIONS)  # no more than the limit lets through
+    connections = min(CONNECTIONS, options.limit or CONNECTIONS)  # no more than the limit admits
     saturating = Load(service.port, service.process.pid, requests, 200, SATURATED_SECONDS, connections)
 
     def saturate() -> float:

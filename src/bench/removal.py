@@ -1,6 +1,7 @@
-"""`python -m bench.removal PORT FIRST LAST`: how long it takes by itself to remove the lists of each of these users.
+"""Measure how long removing each of these users' lists takes: `python -m bench.removal PORT FIRST LAST`.
 
-Runs with the environment of the service at PORT, which it lets store the lists; prints the seconds as JSON.
+It runs with the environment of the service at PORT, and reads each list there first to store it in the cache. It prints
+the seconds as JSON.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ async def main(port: int, first: int, last: int) -> list[float]:
     store = CacheStore()
     store.open(settings, settings.secret_key)
     try:
-        for _ in range(WARM_UP):  # the first comes when the store has made sure of its server
+        for _ in range(WARM_UP):  # the first one succeeds once the store trusts its server
             await asyncio.sleep(0.1)
             await store.remove([], ["nobody_posts:*"])
         async with httpx.AsyncClient(base_url=f"http://{HOST}:{port}", trust_env=False) as client:

@@ -1,4 +1,4 @@
-"""Medians of the rounds and how far these lie apart, as a table in Markdown or as JSON."""
+"""Medians and ranges of the rounds, as a Markdown table or as JSON."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -17,7 +17,7 @@ class Figure(TypedDict):
 
 
 class Row(TypedDict):
-    """One service at one endpoint."""
+    """The figures of one service at one endpoint."""
 
     cpu_us: Figure
     to_floor: Figure
@@ -34,7 +34,7 @@ def _figure(values: Sequence[float]) -> Figure:
 
 
 def rows(measures: Mapping[str, Sequence[Measure]], asked: Mapping[str, Asked]) -> dict[str, Row]:
-    """What was measured at one endpoint, by service; ratios are those within a round, side by side."""
+    """Return the figures of one endpoint by service. Each ratio compares two measures of the same round."""
 
     def ratio(name: str, base: str) -> Figure:
         return _figure([one.cpu_us / of.cpu_us for one, of in zip(measures[name], measures[base], strict=True)])
@@ -66,7 +66,7 @@ def table(endpoints: Mapping[str, Mapping[str, Row]], titles: Mapping[str, str])
 
 
 def markdown(lines: Sequence[Sequence[str]], texts: int) -> str:
-    """A table, the first line its head; `texts` columns are text, the others numbers."""
+    """Return a Markdown table. The first line is the head; the first `texts` columns are text, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * width if number < texts else "-" * (width - 1) + ":" for number, width in enumerate(widths)]
     aligned = (

@@ -32,11 +32,11 @@ SETTINGS = {
     "ENV_FILE": "",
     "ENVIRONMENT": "production",
     "BCRYPT_COST": "4",
-    # All requests come from one address, and none is to be refused.
+    # All requests come from one address, and the limiter must accept all of them.
     "DEFAULT_RATE_LIMIT_LIMIT": "1000000000",
     "DEFAULT_RATE_LIMIT_PERIOD": "3600",
 }
-# No disk, no clean-up beside a measurement.
+# Avoid disk writes and autovacuum during a measurement.
 POSTGRES_SETTINGS = {
     "autovacuum": "off",
     "fsync": "off",
@@ -71,7 +71,7 @@ class Service:
     port: int
     process: Process
     start_seconds: float
-    """From the start of the process to its first answer."""
+    """Time from the start of the process to its first answer."""
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=f"http://{HOST}:{self.port}", trust_env=False)
@@ -81,7 +81,7 @@ class Service:
 
 
 class Bench:
-    """PostgreSQL with its rows, and Valkey; `services()` runs the services on them."""
+    """PostgreSQL with its rows, and Valkey. `services()` runs the services with these servers."""
 
     def __init__(self, directory: Path, postgres: Postgres, valkey: Valkey) -> None:
         self.directory = directory
@@ -115,7 +115,7 @@ class Bench:
             raise BenchError(f"the migration failed:\n{done.stderr}")
 
     def fill(self) -> None:
-        """Make the few rows that most requests are about."""
+        """Make the few rows that most endpoints read."""
         self.execute(
             (TIER,),
             (LIMIT,),
@@ -126,26 +126,25 @@ class Bench:
 
     @contextmanager
     def services(self) -> Iterator[Mapping[str, Service]]:
-        """Run the services, started one after the other."""
+        """Run all services; start them one after the other."""
         with ExitStack() as stack:
             yield {name: stack.enter_context(self.service(name)) for name in APPS}
 
     @contextmanager
     def service(self, name: str, *, may_warn: bool = False, **settings: str) -> Iterator[Service]:
-        """Run one of the services; raises BenchError when it has written an error or, but for `may_warn`, a warning."""
+        """Run a service. Raises BenchError if it logged an error, or a warning without `may_warn`."""
         log = self.directory / f"{name}-{secrets.token_hex(4)}.log"
         with ExitStack() as stack:
             yield self._start(name, log, settings, stack)
             text = log.read_text(errors="replace")
             levels = ("ERROR",) if may_warn else ("ERROR", "WARNING")
-            if told := [line for line in text.splitlines() if any(level in line for level in levels)]:
-                raise BenchError(f"{name} was not well:\n" + "\n".join(told[:10]))
+            if complaints := [line for line in text.splitlines() if any(level in line for level in levels)]:
+                raise BenchError(f"{name} logged errors or warnings:\n" + "\n".join(complaints[:10]))
 
     def _start(self, name: str, log: Path, settings: Mapping[str, str], stack: ExitStack) -> Service:
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", APPS[name], "--host", HOST, "--port", str(port)]
-        # No access log, as under gunicorn, which is how the service runs in production. Connections stay open while
-        # another service is asked.
+        # Write no access log, as gunicorn in production. Keep connections open while another service gets requests.
         command += ["--no-access-log", "--timeout-keep-alive", "600"]
         began = time.perf_counter()
         with log.open("wb") as output:
@@ -159,7 +158,7 @@ class Bench:
 
 
 def _answers(port: int) -> bool:
-    """Asked so cheaply that it holds up nothing on the other processor."""
+    """Return whether the service answers; the check is cheap, so that it does not slow the start."""
     with closing(HTTPConnection(HOST, port, timeout=START_SECONDS)) as connection:
         try:
             connection.request("GET", "/health")
@@ -174,7 +173,7 @@ def password_hash() -> str:
 
 
 def sign_in(service: Service) -> list[str]:
-    """The access tokens of the first users; all services take them."""
+    """Return access tokens of the first users; all services accept them."""
     with service.client() as client:
         tokens = []
         for number in NUMBERS:
@@ -185,7 +184,7 @@ def sign_in(service: Service) -> list[str]:
 
 @contextmanager
 def running_bench() -> Iterator[Bench]:
-    """Start the servers, with tables but no rows; stop them and forget everything in the end."""
+    """Run the servers with empty tables; stop them and delete their data at the end."""
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="bench-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)

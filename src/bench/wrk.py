@@ -1,4 +1,4 @@
-"""The load from wrk, which costs the machine less than ours does."""
+"""The load from wrk, which takes less processor time than our own generator."""
 
 import asyncio
 import math
@@ -13,9 +13,9 @@ import psutil
 from bench.load import GIVE_UP_SECONDS, BenchError, Load, Measure, cpu_seconds, put_load
 from scripts.servers import HOST
 
-# wrk cuts its last requests short when its time is up, and an application that is left alone does other things than
-# one that answers. So it is told to wait once the time is over, and is ended when all that was sent is answered. It
-# asks for one request that it does not send, hence the -1. Global variables are what `get` finds.
+# wrk aborts its last requests when its time is up, and aborted requests cost the application other work. So the script
+# sends no more requests once the time is over, and wrk is ended after the last answer. wrk calls `request` once
+# without sending the result, hence the -1. The variables are global because `get` finds only these.
 _SCRIPT = """
 local requests, expected, seconds, threads = {%s}, %d, %f, {}
 local ffi, moment = require("ffi"), nil
@@ -64,7 +64,7 @@ def find_wrk() -> str | None:
 
 
 def run(load: Load) -> Measure:
-    """Send each request, then all of them over and over, no matter which on which connection; measure the latter."""
+    """Send each request once to warm up, then repeat all of them on any connection and measure."""
     asyncio.run(put_load(Load(load.port, load.pid, load.requests, load.status, 0)))  # to warm up
     server = psutil.Process(load.pid)
     with tempfile.TemporaryDirectory() as directory:

@@ -1,8 +1,8 @@
 """Run the tests on the newest and on the lowest versions that `pyproject.toml` admits, of the development tools too.
 
-Each run has an environment of its own at the top of the clone: `.venv-canary-newest` or `.venv-canary-lowest`. A run
-begins by making it anew and keeps it afterwards; its `requirements.txt` lists what it holds. The locks and `.venv` stay
-as they are. Arguments for pytest go into `PYTEST_ADDOPTS`.
+Each run uses its own environment at the top of the clone: `.venv-canary-newest` or `.venv-canary-lowest`. A run first
+recreates this environment and keeps it afterwards; its `requirements.txt` lists the installed packages. The runs leave
+the locks and `.venv` unchanged. Pass arguments for pytest in `PYTEST_ADDOPTS`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent
 RESOLUTIONS = {"newest": "highest", "lowest": "lowest-direct"}
-"""By run, how uv chooses. What others require in turn is the newest that they take, in both."""
+"""uv's resolution strategy for each run. In both, indirect dependencies get the newest version that fits."""
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def install(folder: Path, resolution: str, requirements: Path) -> bool:
-    """Fill a new environment with what the resolution gives; say whether that worked."""
+    """Install the packages that the resolution selects into a new environment; return whether it succeeded."""
     venv.create(folder, clear=True, symlinks=True)
     python = str(folder / "bin" / "python")
     uv = [sys.executable, "-m", "uv", "pip"]
@@ -67,7 +67,7 @@ def versions(requirements: Path) -> dict[str, str]:
 
 
 def table(found: dict[str, dict[str, str]]) -> str:
-    """The packages that `pyproject.toml` names, one a line, as a table of Markdown."""
+    """Return a Markdown table with one row for each package that `pyproject.toml` names."""
     project = tomllib.loads((SRC / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
     entries = [*project["project"]["dependencies"], *groups["servers"], *groups["dev"]]

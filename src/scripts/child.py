@@ -1,7 +1,7 @@
-"""Become another program, whose life is tied to the process that started it.
+"""Execute another program that the kernel ends together with its parent process.
 
-Run by path as `python -IS child.py PARENT SIGNAL UID GID PROGRAM ...`, so it imports nothing but the standard library.
-This could be a `preexec_fn`, but that is not safe in a process with threads.
+Run it by path as `python -IS child.py PARENT SIGNAL UID GID PROGRAM ...`; it imports the standard library only.
+A `preexec_fn` could do the same, but is unsafe in a process with threads.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ def main() -> None:
     linux = sys.platform == "linux"
     if uid != os.geteuid():
         if linux:
-            # Capabilities outlive setuid, and count in access(2), which initdb asks about its own folder.
+            # Keep the capabilities after setuid, and let access(2) honour them: initdb calls it on its own folder.
             _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
         os.setgroups([])
         os.setgid(gid)
@@ -32,20 +32,20 @@ def main() -> None:
         _prctl(PR_SET_PDEATHSIG, signal)
         if os.getppid() != parent:
             sys.exit("the process that started this one has ended")
-    os.execv(program[0], program)  # noqa: S606 (no shell is what we want)
+    os.execv(program[0], program)  # noqa: S606 (deliberately without a shell)
 
 
 def _keep_access_to_every_folder() -> None:
     """Keep CAP_DAC_OVERRIDE over the change of user and the exec.
 
-    The clone may lie in a folder that only root may enter, such as root's home. An ambient capability lets this one
-    process through; the other ways are to change the modes of folders that are not ours, or to copy the server.
+    The clone may lie in a folder that only root may enter, such as root's home. An ambient capability gives access to
+    this one process. The alternatives are to change the modes of folders of other owners, or to copy the server.
     """
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     bit = 1 << CAP_DAC_OVERRIDE
     # effective, permitted, inheritable of the capabilities 0 to 31, then of 32 to 63
     sets = (ctypes.c_uint32 * 6)(bit, bit, bit, 0, 0, 0)
-    if _libc.capset(header, sets) == 0:  # else: a folder that all may enter still works
+    if _libc.capset(header, sets) == 0:  # on failure, folders that every user may enter still work
         _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0)
 
 

@@ -28,7 +28,7 @@ TOP = SRC.parent
 LOCAL = TOP / ".local"
 ENV_FILES = (TOP / ".env", SRC / ".env")  # as in app.core.config: the later one wins
 
-# Both scripts in one process: most of their time goes into imports.
+# Run both scripts in one process, because imports take most of their time.
 SETUP = """
 import runpy
 for module in ("scripts.create_first_superuser", "scripts.create_first_tier"):
@@ -43,27 +43,27 @@ for module in ("scripts.create_first_superuser", "scripts.create_first_tier"):
 QUEUE_SETTINGS = {"loglevel": "warning", "appendonly": "yes", "maxmemory-policy": "noeviction"}
 CACHE_SETTINGS = {"loglevel": "warning", "appendonly": "no", "maxmemory": "64mb", "maxmemory-policy": "allkeys-lru"}
 
-# A worker that ends this soon after an edit has most likely met a mistake that the next edit mends.
+# If the worker ends this soon after an edit, the edit most likely has a mistake that the next edit corrects.
 MISTAKE_SECONDS = 10
 
 
 class CannotRunError(Exception):
-    """The message is for the person who typed `make run`."""
+    """An error whose message tells the user of `make run` why the services cannot run."""
 
 
 class Log:
-    """One stream of lines, each with the name of the process that wrote it."""
+    """One stream of lines, each prefixed with the name of the process that wrote it."""
 
     def __init__(self) -> None:
         self._readers: list[threading.Thread] = []
 
     def write(self, name: str, line: str) -> None:
-        # Straight to the descriptor: whoever was reading may be gone, and there is no buffer to fail at exit.
+        # Write to the descriptor without a buffer, because flushing one at exit fails if the reader is gone.
         with contextlib.suppress(OSError):
             os.write(1, f"{name:<8} | {line.rstrip()}\n".encode())
 
     def stream(self, name: str) -> IO[bytes]:
-        """Open what a process called `name` may write to; close it once the process has it."""
+        """Open a stream for the output of the process `name`; close it once the process has inherited it."""
         reading, writing = os.pipe()
 
         def copy() -> None:
@@ -82,16 +82,16 @@ class Log:
 
 
 class Processes:
-    """The processes of one run, in the order in which they were started; they stop in the reverse order."""
+    """The processes of one run. They stop in the reverse order of their start."""
 
     def __init__(self, stack: ExitStack, log: Log) -> None:
         self._stack = stack
         self.log = log
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        self.running: dict[str, Process] = {}  # by name; what is not here may end
+        self.running: dict[str, Process] = {}  # by name; the run ends if one of these ends
 
     def start_servers(self, own: Mapping[str, str]) -> dict[str, str]:
-        """Start the servers that our `own` settings name none for; return the variables that lead to them."""
+        """Start a server for each role without an address in our `own` settings; return their variables."""
         remembered = _read_ports()
         addresses: dict[str, str] = {}
         if not own.get("POSTGRES_SERVER"):
@@ -138,7 +138,7 @@ class Processes:
         return process
 
     def check(self) -> None:
-        """Raise if a process has ended that should not have."""
+        """Raise CannotRunError if a process has ended unexpectedly."""
         for name, process in self.running.items():
             if process.returncode and name == "setup":
                 raise CannotRunError("the first superuser or the first tier could not be created, see above")
@@ -147,7 +147,7 @@ class Processes:
 
 
 def main() -> int:
-    for descriptor in (0, 1, 2):  # a closed one would be given to the next file that is opened
+    for descriptor in (0, 1, 2):  # the next file that is opened would get the number of a closed one
         try:
             os.fstat(descriptor)
         except OSError:
@@ -161,11 +161,11 @@ def main() -> int:
     log = Log()
     _on_signal(_interrupt)
     try:
-        with _only_run_here(), ExitStack() as stack:
+        with _lock_of_this_folder(), ExitStack() as stack:
             try:
                 run(Processes(stack, log), port)
             finally:
-                _on_signal(signal.SIG_IGN)  # one is enough; stopping takes seconds at most
+                _on_signal(signal.SIG_IGN)  # ignore further signals: stopping takes a few seconds at most
     except KeyboardInterrupt:
         log.finish()
         log.write("make run", "stopped")
@@ -187,7 +187,7 @@ def run(processes: Processes, port: int) -> None:
     addresses = processes.start_servers(settings)
     _write_private(LOCAL / "servers.env", "".join(f"{key}={shlex.quote(value)}\n" for key, value in addresses.items()))
 
-    # As the application reads it: uvicorn looks at the environment only, and believes 127.0.0.1 without it.
+    # uvicorn reads this variable from the environment only, not from .env, and trusts 127.0.0.1 if it is unset.
     processes.environment["FORWARDED_ALLOW_IPS"] = settings.get("FORWARDED_ALLOW_IPS", "")
 
     setup = processes.start("setup", "-c", SETUP)
@@ -195,19 +195,19 @@ def run(processes: Processes, port: int) -> None:
     api = ["-m", "uvicorn", "app.main:app", "--reload", "--reload-dir", "app", "--host", HOST, "--port", str(port)]
     processes.start("api", *api, "--timeout-graceful-shutdown", "3")
 
-    told = False  # what to open and how to sign in
+    announced = False  # whether the address and the credentials have been printed
     for changes in watch(SRC / "app", watch_filter=PythonFilter(), rust_timeout=200, yield_on_timeout=True):
         if changes:
             worker.restart()
-        worker.forgive_mistake()
+        worker.tolerate_mistake()
         processes.check()
-        if not told and setup.returncode == 0 and _is_ready(port):
-            told = True
-            _tell(processes.log, port, settings.get("ADMIN_USERNAME", "admin"), password, addresses)
+        if not announced and setup.returncode == 0 and _is_ready(port):
+            announced = True
+            _announce(processes.log, port, settings.get("ADMIN_USERNAME", "admin"), password, addresses)
 
 
 class Worker:
-    """The worker, started anew after each edit as uvicorn does with the API."""
+    """The worker, which restarts after each edit as the API does under uvicorn."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
@@ -222,8 +222,8 @@ class Worker:
         self._edited = time.monotonic()
         self._process = self._start()
 
-    def forgive_mistake(self) -> None:
-        """Wait for the next edit if the last one has made the worker end."""
+    def tolerate_mistake(self) -> None:
+        """Keep the run alive until the next edit if the last edit made the worker end."""
         if (
             "worker" in self._processes.running
             and self._process.returncode is not None
@@ -233,7 +233,7 @@ class Worker:
             self._processes.log.write("make run", "the worker has ended; it starts again after the next edit")
 
 
-def _tell(log: Log, port: int, username: str, password: str | None, addresses: Mapping[str, str]) -> None:
+def _announce(log: Log, port: int, username: str, password: str | None, addresses: Mapping[str, str]) -> None:
     where = "ADMIN_PASSWORD in src/.env" if (SRC / ".env").exists() else "ADMIN_PASSWORD in .env"
     lines = [
         "",
@@ -247,7 +247,7 @@ def _tell(log: Log, port: int, username: str, password: str | None, addresses: M
 
 
 def _write_env_file() -> str | None:
-    """Write src/.env with secrets of its own where there is no .env; return the password if it was written now."""
+    """Write src/.env with generated secrets if there is no .env; return the password if the file was written."""
     if any(file.exists() for file in ENV_FILES):
         return None
     new = {"SECRET_KEY": secrets.token_hex(32), "ADMIN_PASSWORD": secrets.token_urlsafe(12)}
@@ -266,7 +266,7 @@ def _settings() -> dict[str, str]:
 
 
 @contextmanager
-def _only_run_here() -> Iterator[None]:
+def _lock_of_this_folder() -> Iterator[None]:
     LOCAL.mkdir(mode=0o700, exist_ok=True)
     owner = LOCAL.stat().st_uid
     if owner != os.geteuid():
@@ -306,7 +306,7 @@ def _read_ports() -> dict[str, int]:
 
 
 def _valkey_password() -> str:
-    """Choose it once, so that a shell which has read servers.env is right after a restart too."""
+    """Return the password from an earlier run, so that shells that have read servers.env can still connect."""
     file = LOCAL / "valkey-password"
     if not file.exists():
         _write_private(file, secrets.token_hex(16))

@@ -1,4 +1,4 @@
-"""Write the contract of the API to src/openapi.json; with --check, only tell whether that file is current."""
+"""Write the OpenAPI document to src/openapi.json; with --check, only report whether the file is current."""
 
 import json
 import os
@@ -19,9 +19,9 @@ def main() -> int:
 
 
 def contract() -> str:
-    """Describe the API, the same on every machine: whatever a .env there says."""
+    """Return the OpenAPI document, which does not depend on the machine or its .env."""
     os.environ["ENVIRONMENT"] = "local"
-    from app.core.config import AppSettings  # noqa: PLC0415 (importing it reads the environment)
+    from app.core.config import AppSettings  # noqa: PLC0415 (the import reads the environment)
     from app.main import app  # noqa: PLC0415
 
     fields = AppSettings.model_fields

@@ -1,4 +1,4 @@
-"""How the scripts of this folder run: one line says what happened, the exit status whether it did."""
+"""The runner for the scripts of this folder. It prints the outcome in one line; the exit status tells success."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from app.core.exceptions import AppError, DatabaseUnavailableError
 
 
 class ScriptError(Exception):
-    """The script cannot do it; the message says why, and what to do."""
+    """A failure of a script. The message gives the reason and the remedy."""
 
 
 async def create_missing_tables() -> None:
@@ -34,7 +34,7 @@ def run(script: Callable[[], Awaitable[str]]) -> int:
         finally:
             await default_engines.close()
 
-    logging.getLogger("app").addHandler(logging.NullHandler())  # what went wrong is said below, once
+    logging.getLogger("app").addHandler(logging.NullHandler())  # errors are printed once, below
     try:
         print(asyncio.run(run_and_close()))
     except DatabaseUnavailableError as error:

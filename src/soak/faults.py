@@ -1,4 +1,4 @@
-"""What is done to the service, in a fixed order, and how long it then takes to be well again."""
+"""The faults, which strike the service in a fixed order, and the time until it has recovered."""
 
 import asyncio
 import signal
@@ -14,23 +14,23 @@ from soak.report import CALM, RECOVERY_SECONDS, Report
 from soak.service import API_WORKERS, Service
 
 DOWN_SECONDS = 2.0
-PAUSE_SECONDS = 4.0  # longer than anybody waits for a server
+PAUSE_SECONDS = 4.0  # longer than any timeout of the service
 START_SECONDS = 30.0
 LOOKS = 3 * API_WORKERS
-"""Looks at readiness, each on a new connection, so that every worker is likely to be among those who say it."""
+"""Checks of readiness, each on a new connection, so that every worker is likely to answer one."""
 
 
 @dataclass(frozen=True)
 class Fault:
     name: str
     role: str
-    """What may be missed while it lasts."""
+    """The server or process that is unavailable during the fault."""
     strike: Callable[[Service], Awaitable[None]]
-    """Does it, and returns when what was struck is there again."""
+    """Causes the fault, and returns when the affected process is running again."""
 
 
 async def inject(faults: list[Fault], seconds: float, service: Service, report: Report) -> None:
-    """Strike with one fault after the other, and leave the service alone until `seconds` are over for each."""
+    """Cause one fault after the other; leave the service alone for the rest of each fault's `seconds`."""
     for fault in faults:
         end = time.monotonic() + seconds
         report.enter(fault.name)
@@ -38,7 +38,7 @@ async def inject(faults: list[Fault], seconds: float, service: Service, report: 
         try:
             await fault.strike(service)
         except TimeoutError:
-            report.breaks("slow recoveries", "what was struck did not come back")
+            report.breaks("slow recoveries", "the process is not running again")
         recovered_by = report.is_back(fault.role)
         recovery = await seconds_until_ready(service)
         report.phase.recovery = max(report.phase.recovery, recovery)
@@ -52,7 +52,7 @@ async def inject(faults: list[Fault], seconds: float, service: Service, report: 
 
 
 async def seconds_until_ready(service: Service) -> float:
-    """Return how long it takes, START_SECONDS at most, until the service says that it has all that it needs."""
+    """Wait until the service is ready, START_SECONDS at most; return how long it took."""
     began = time.monotonic()
     looks = 0
     async with service.client(headers={"Connection": "close"}) as client:
@@ -74,7 +74,7 @@ async def _wait(condition: Callable[[], bool]) -> None:
 
 # -------- servers --------
 def _pause(server: Server) -> list[psutil.Process]:
-    """Stop the server's process, so that it starts no other, and then those that it has started."""
+    """Suspend the server's process first, so that it starts no other, and then its children."""
     processes = [psutil.Process(server.process.pid)]
     processes[0].suspend()
     processes += processes[0].children(recursive=True)
@@ -84,7 +84,7 @@ def _pause(server: Server) -> list[psutil.Process]:
 
 
 async def _kill_server(server: Server) -> None:
-    """End all of its processes at once: PostgreSQL's go on without their parent until they notice."""
+    """Kill all processes of the server at once: PostgreSQL's children outlive their parent until they notice."""
     processes = _pause(server)
     for process in processes:
         process.kill()
@@ -110,7 +110,7 @@ async def _restart_server(server: Server) -> None:
 
 def _is_alive(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE  # which it may stay for ever where nobody is its parent
+        return process.status() != psutil.STATUS_ZOMBIE  # an orphan stays a zombie where no process reaps it
     except psutil.NoSuchProcess:
         return False
 
@@ -120,7 +120,7 @@ async def _kill_job_worker(service: Service) -> None:
     service.job_workers[0].popen.kill()
     await asyncio.sleep(DOWN_SECONDS)
     await asyncio.to_thread(service.job_workers[0].stop)
-    service.job_workers[0] = service.run_job_worker(0)  # as whatever supervises it would
+    service.job_workers[0] = service.run_job_worker(0)  # as a process supervisor would
 
 
 async def _kill_api_worker(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""The worker under test: the service's own settings with a short job, which counts how often it was finished."""
+"""The worker under test: the service's own settings with a short job, which counts how often it finishes."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ LONGEST_SECONDS = 1.0
 
 
 async def sample_background_task(ctx: dict[str, Any], name: str) -> str:
-    """Stand in for the service's job of this name, which takes five seconds; fails while PostgreSQL is away."""
+    """Replace the service's job of this name, which takes five seconds; fail while PostgreSQL is unavailable."""
     await asyncio.sleep(random.uniform(0, LONGEST_SECONDS))
     async with ctx["transaction"]() as db:
         await db.execute(text("SELECT 1"))

@@ -1,8 +1,8 @@
-"""The users who put load on the service, and what each of them checks.
+"""The users that put load on the service and check its answers.
 
-All live in one process, so whoever reads knows what the owner had been told when the read began. A write that was
-answered with 2xx must be seen by every later read. One that was answered with 503 or cut off is in doubt: it may have
-been done or not, and until that has settled both may be seen.
+All users run in one process, so each reader knows which writes had been acknowledged when its read began. Every later
+read must return the result of a write that got a 2xx. A write that got a 503 or lost its connection is in doubt: until
+the user has settled it, reads may return the state before or after it.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from soak.service import GRACE_SECONDS, LIMIT, PERIOD
 
 THINK_SECONDS = 0.1
 SETTLE_SECONDS = 10.0
-"""By then every wait of the service is over, and no write in doubt can be done any more."""
+"""Longer than all timeouts of the service, so that no write in doubt can still happen."""
 CLOSE = 0.1
-"""Share of requests that close their connection: a worker that has just begun gets its load from new ones only."""
+"""Share of requests that close their connection: a new worker gets load from new connections only."""
 FEW, MANY = 3, 10  # living posts of a user
 GONE = 10**9
-"""The version of a post that is deleted: the last one."""
+"""The version of a deleted post, higher than every other."""
 PASSWORD = "correct horse 4 staples"  # noqa: S105
 
 
 class Api:
-    """Asks the service, and reports what it answers."""
+    """A client that sends requests to the service and reports the answers."""
 
     def __init__(self, client: httpx.AsyncClient, report: Report) -> None:
         self.client = client
@@ -39,20 +39,20 @@ class Api:
     async def ask(
         self, method: str, path: str, *expected: int, token: str = "", needs: str = "PostgreSQL", **body: Any
     ) -> httpx.Response | None:
-        """Return the answer if it is one of those expected; None: what became of the request is in doubt."""
+        """Return the answer if it is expected; None: the outcome of the request is in doubt."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         if self.random.random() < CLOSE:
             headers["Connection"] = "close"
         path = path if path.startswith("/health") else f"/api/v1{path}"
         asked, answer, tries = time.monotonic(), None, 1
         for tries in range(1, 3 if method == "GET" else 2):  # noqa: B007  (counted below)
-            self.client.cookies.clear()  # all users share this client, and each keeps its own tokens
+            self.client.cookies.clear()  # all users share this client; each keeps its own tokens
             try:
                 answer = await self.client.request(method, path, headers=headers, **body)
                 break
             except httpx.TimeoutException:
                 break
-            except httpx.TransportError:  # the server may have closed the connection while it was idle: RFC 9112, 9.3.1
+            except httpx.TransportError:  # retry: the server may have closed the idle connection (RFC 9112, 9.3.1)
                 continue
         status = answer.status_code if answer else None
         self.report.answered(f"{method} {path}", asked, status, expected, needs.split(", "), tries)
@@ -66,7 +66,7 @@ class Api:
 
 @dataclass
 class Post:
-    """What may be seen of a post: a version from `oldest` to `newest`, or, once it is being erased, nothing."""
+    """The acceptable states of a post: a version from `oldest` to `newest`, or none once its deletion has begun."""
 
     id: int
     oldest: int = 0
@@ -87,17 +87,17 @@ class User:
         self.token = self.refresh_token = ""
         self.name = f"u{number}n0"
         self.next_name = ""
-        """The name that is being taken, or in doubt."""
+        """The new name while a rename is in progress or in doubt."""
         self.renames = self.visitors = 0
         self.posts: dict[int, Post] = {}
         self.jobs: list[str] = []
-        """Those that are not known to have ended."""
+        """Ids of jobs that are not known to have ended."""
         self.hits: deque[tuple[float, float, bool | None]] = deque(maxlen=20 * LIMIT)
-        """Of the limited route: when asked, when answered, and whether it passed (None: in doubt)."""
+        """Requests to the limited route: time sent, time answered, and whether accepted (None: in doubt)."""
         self.writes = 0
         self.is_writing = False
         self.doubt_until = 0.0
-        """0: nothing is in doubt."""
+        """When writes in doubt can be settled; 0 if none is in doubt."""
 
     async def live(self, end: asyncio.Event) -> None:
         await self.sign_up(self.name)
@@ -108,7 +108,7 @@ class User:
             elif self.doubt_until and time.monotonic() > self.doubt_until:
                 await self.settle()
             else:
-                # Half of the users go on writing while they are in doubt, the others only look.
+                # Half of the users continue to write while a write is in doubt; the others only read.
                 actions = READS | WRITES if not self.doubt_until or self.number % 2 else READS
                 await self.random.choices([*actions], [*actions.values()])[0](self)
 
@@ -122,7 +122,7 @@ class User:
         return answer
 
     async def settle(self) -> None:
-        """Find out what became of the writes in doubt; what is seen now counts."""
+        """Read the outcome of the writes in doubt, and take it as the known state."""
         names = {self.name, self.next_name}
         if (me := await self.api.ask("GET", "/user/me", 200, token=self.token)) is None:
             return
@@ -138,7 +138,7 @@ class User:
         return await self.api.ask("POST", "/user", 201, json=body)
 
     async def sign_in(self) -> None:
-        """With the e-mail address, which stays when the name changes."""
+        """Sign in with the e-mail address, which stays the same when the name changes."""
         form = {"username": f"u{self.number}n0@example.com", "password": PASSWORD}
         if answer := await self.api.ask("POST", "/login?refresh_in_body=true", 200, data=form):
             self.take_tokens(answer)
@@ -152,7 +152,7 @@ class User:
             await self.api.ask("GET", "/user/me", 401, token=token)
 
     async def refresh(self) -> None:
-        """Exchange the refresh token; a lost answer comes again when the token does, for as long as is promised."""
+        """Exchange the refresh token. After a lost answer, retry with the same token within the grace period."""
         repeated_until = time.monotonic() + GRACE_SECONDS - BOUND_SECONDS
         while True:
             over = [401] if time.monotonic() > repeated_until else []
@@ -165,8 +165,8 @@ class User:
         else:
             self.token = ""
 
-    async def be_robbed(self) -> None:
-        """Let a thief present a refresh token that was spent long ago: the session ends."""
+    async def replay_spent_token(self) -> None:
+        """Present a refresh token that was spent long ago, as a thief would: the session must end."""
         stolen = self.refresh_token
         await self.refresh()
         await self.refresh()
@@ -175,7 +175,7 @@ class User:
             if await self.api.ask("POST", "/refresh", 401, json={"refresh_token": stolen}):
                 await self.api.ask("GET", "/user/me", 401, token=token)
 
-    async def sign_in_wrongly(self) -> None:
+    async def sign_in_with_wrong_password(self) -> None:
         await self.api.ask("POST", "/login", 401, data={"username": self.name, "password": "a wrong password"})
 
     async def read_me(self) -> None:
@@ -193,14 +193,14 @@ class User:
             old, self.next_name = self.name, f"u{self.number}n{self.renames}"
             if await self.write("PATCH", f"/user/{old}", 200, json={"username": self.next_name}):
                 self.name, self.next_name = self.next_name, ""
-                await self.find_nothing_of(old)
+                await self.check_no_posts(old)
 
-    async def find_nothing_of(self, name: str) -> None:
+    async def check_no_posts(self, name: str) -> None:
         if answer := await self.api.ask("GET", f"/{name}/posts", 200, 404):
-            self.api.check(answer.status_code == 404, f"posts of {name}, whom nobody is called any more")
+            self.api.check(answer.status_code == 404, f"posts of {name}, a name without an owner")
 
-    async def be_a_visitor(self) -> None:
-        """Sign up, write, and delete the account."""
+    async def sign_up_and_leave(self) -> None:
+        """Sign up as a new user, write a post, and delete the account."""
         self.visitors += 1
         name = f"v{self.number}n{self.visitors}"
         form, post = {"username": name, "password": PASSWORD}, {"title": "Hello", "text": "0:"}
@@ -212,7 +212,7 @@ class User:
         ):
             self.api.check(answer.json()["total_count"] == 1, f"{answer.json()['total_count']} posts of {name}")
         if await self.api.ask("DELETE", f"/user/{name}", 200, token=token):
-            await self.find_nothing_of(name)
+            await self.check_no_posts(name)
             await self.api.ask("GET", "/user/me", 401, token=token)
 
     # -------- posts --------
@@ -225,14 +225,14 @@ class User:
     def recent_posts(self) -> list[Post]:
         return [*self.posts.values()][-2 * MANY :]
 
-    def gone(self) -> list[int]:
-        """What may be answered, too, while the name in the path may not be the user's any more."""
+    def extra_statuses(self) -> list[int]:
+        """Return further acceptable statuses: 404 while a rename may have freed the name in the path."""
         return [404] if self.next_name else []
 
     async def write_post(self) -> None:
         if len(self.living_posts()) < MANY:
             body = {"title": "A title", **self.content(0)}
-            answer = await self.write("POST", f"/{self.name}/post", 201, *self.gone(), json=body)
+            answer = await self.write("POST", f"/{self.name}/post", 201, *self.extra_statuses(), json=body)
             if answer and answer.status_code == 201:
                 self.posts[answer.json()["id"]] = Post(answer.json()["id"])
 
@@ -241,7 +241,7 @@ class User:
             post = self.random.choice(posts)
             post.newest += 1
             version, path = post.newest, f"/{self.name}/post/{post.id}"
-            answer = await self.write("PATCH", path, 200, *self.gone(), json=self.content(version))
+            answer = await self.write("PATCH", path, 200, *self.extra_statuses(), json=self.content(version))
             if answer and answer.status_code == 200:
                 post.oldest = version
 
@@ -249,7 +249,7 @@ class User:
         if len(posts := self.living_posts()) > FEW:
             post = self.random.choice(posts)
             post.is_erased = True
-            answer = await self.write("DELETE", f"/{self.name}/post/{post.id}", 200, *self.gone())
+            answer = await self.write("DELETE", f"/{self.name}/post/{post.id}", 200, *self.extra_statuses())
             if answer and answer.status_code == 200:
                 post.oldest = GONE
 
@@ -262,7 +262,7 @@ class User:
         await self.read_posts(self.random.choice([self, self.random.choice(self.crowd)]))
 
     async def read_posts(self, owner: "User", only: Post | None = None) -> bool:
-        """Read all posts of the owner or only one, and check what is seen; return whether there was an answer."""
+        """Read all posts of the owner or only one, and check their versions; return whether there was an answer."""
         began, name, writes = time.monotonic(), owner.name, owner.writes
         may_have_changed_name, was_still = bool(owner.next_name), owner.doubt_until < began and not owner.is_writing
         oldest = {post.id: post.oldest for post in ([only] if only else owner.posts.values())}
@@ -273,11 +273,11 @@ class User:
         self.api.check(only is not None or answer.status_code == 200, f"{path} is not there")
         body = answer.json()
         shown = {post["id"]: post for post in ([body] if only else body["data"])} if answer.status_code == 200 else {}
-        # What is seen while the owner neither writes nor is in doubt may be followed by newer versions only.
+        # Without a write in progress or in doubt, the versions in this answer are final: later reads may not be older.
         is_settled = was_still and owner.writes == writes
         for number in oldest.keys() | shown.keys():
             if number not in owner.posts:
-                self.api.check(bool(owner.doubt_until) or owner.is_writing, f"{path} has {number}, which nobody wrote")
+                self.api.check(bool(owner.doubt_until) or owner.is_writing, f"{path} has the unknown post {number}")
                 if not is_settled:
                     continue
                 owner.posts[number] = Post(number)
@@ -294,7 +294,7 @@ class User:
         asked, needs = time.monotonic(), "PostgreSQL, queue"
         answer = await self.api.ask("POST", "/tasks/task?message=soak", 201, 429, token=self.token, needs=needs)
         answered, passed = time.monotonic(), answer.status_code == 201 if answer else None
-        # The limiter lets all pass while its server is away, which also forgets what it has counted.
+        # The limiter accepts all requests while its server is unavailable, and a restarted server has lost the counts.
         if passed is not None and not self.api.report.was_away(["rate limit"], asked, PERIOD):
             self.check_limit(asked, answered, passed)
         self.hits.append((asked, answered, passed))
@@ -303,7 +303,7 @@ class User:
             self.api.report.jobs.append(answer.json()["id"])
 
     def check_limit(self, asked: float, answered: float, passed: bool) -> None:
-        """Whether it was right to let pass or to refuse: a request is counted at some moment before its answer."""
+        """Check that the limiter was right to accept or refuse: it counts a request at some time before its answer."""
         if passed:
             right = sum(began > answered - PERIOD for began, _, hit in self.hits if hit) < LIMIT
         else:
@@ -328,16 +328,16 @@ class User:
         await self.api.ask("GET", "/health/ready", 200)
 
 
-# How often each is done, compared with the others.
+# The relative frequency of each action.
 READS = {
     User.read_a_post: 30,
     User.read_a_list: 20,
     User.read_me: 8,
     User.read_users: 4,
-    User.sign_in_wrongly: 1,
+    User.sign_in_with_wrong_password: 1,
     User.sign_out: 2,
     User.refresh: 3,
-    User.be_robbed: 1,
+    User.replay_spent_token: 1,
     User.read_task: 8,
     User.read_health: 2,
     User.read_readiness: 1,
@@ -348,5 +348,5 @@ WRITES = {
     User.erase_post: 6,
     User.queue_task: 8,
     User.rename: 2,
-    User.be_a_visitor: 1,
+    User.sign_up_and_leave: 1,
 }

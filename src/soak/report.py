@@ -1,4 +1,4 @@
-"""What was answered, how fast, while which server was away, and which promises were broken."""
+"""The report: answers and latencies in each phase, and the broken promises."""
 
 import math
 import time
@@ -7,13 +7,13 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 BOUND_SECONDS = 3.0
-"""No answer takes longer, whichever server is away."""
+"""The greatest latency of an answer, even while a server is unavailable."""
 RECOVERY_SECONDS = 5.0
-"""So long after a server is back there may still be answers that speak of its absence."""
+"""How long after a server's return answers may still report it unavailable."""
 CALM = "calm"
 COLUMNS = ("2xx", "401", "429", "4xx", "503", "500", "other", "cut", "retried")
 DETAILS = 5
-"""Broken promises of one kind that are told in full, for each phase."""
+"""How many broken promises of one kind are printed in full for each phase."""
 
 
 @dataclass
@@ -35,16 +35,16 @@ class Phase:
 class Report:
     def __init__(self, start_seconds: float) -> None:
         self.start_seconds = start_seconds
-        """What workers of the API take to start: for so long nobody may answer while all start anew."""
+        """How long the API's workers take to start; while all restart, answers may take that much longer."""
         self.phases: dict[str, Phase] = {}
         self.phase = self.phases[CALM] = Phase(CALM, times=1)
         self.broken: Counter[str] = Counter()
         self.details: list[str] = []
         self.reads = 0
-        """How much of what was read was compared with what was written."""
+        """Number of checked reads."""
         self.jobs: list[str] = []
         """Ids of the jobs that were accepted."""
-        self._told: Counter[tuple[str, str]] = Counter()
+        self._details_told: Counter[tuple[str, str]] = Counter()
         self._began = self._entered = time.monotonic()
         self._last_fault, self._last_fault_ended = self.phase, self._began
         self._away_until: dict[str, float] = {}
@@ -62,12 +62,12 @@ class Report:
         self._away_until[role] = math.inf
 
     def is_back(self, role: str) -> float:
-        """Note it, and return the moment from which on nothing may speak of its absence."""
+        """Record the return of a server; return the time after which no answer may report it unavailable."""
         self._away_until[role] = time.monotonic() + RECOVERY_SECONDS
         return self._away_until[role]
 
     def was_away(self, roles: Iterable[str], since: float, margin: float = 0) -> bool:
-        """Whether one of these was away, or just back, at any time since then."""
+        """Return whether one of these was unavailable or recovering at any time since `since`."""
         return any(since < self._away_until.get(role, 0) + margin for role in roles)
 
     def answered(
@@ -79,7 +79,7 @@ class Report:
         roles: Iterable[str],
         tries: int = 1,
     ) -> None:
-        """Count an answer (None: the connection was cut) to what needs the servers of these `roles`."""
+        """Count the answer to a request that needs the servers of these `roles`; None: the connection was lost."""
         wait = time.monotonic() - asked
         phase = self._last_fault if asked < self._last_fault_ended else self.phases[CALM]
         phase.waits.append(wait)
@@ -94,12 +94,12 @@ class Report:
 
     def breaks(self, promise: str, detail: str) -> None:
         self.broken[promise] += 1
-        self._told[promise, self.phase.name] += 1
-        if self._told[promise, self.phase.name] <= DETAILS:
+        self._details_told[promise, self.phase.name] += 1
+        if self._details_told[promise, self.phase.name] <= DETAILS:
             self.details.append(f"{time.monotonic() - self._began:.1f} s, {self.phase.name}: {promise}: {detail}")
 
     def table(self) -> str:
-        """The phases, as a table in Markdown."""
+        """Return the phases as a Markdown table."""
         total = Phase("all")
         for phase in self.phases.values():
             total.times += phase.times

@@ -1,4 +1,4 @@
-"""The service as its README runs it in production, with servers of its own on loopback."""
+"""The service as the README runs it in production, with its own servers on loopback."""
 
 import asyncio
 import os
@@ -20,11 +20,11 @@ from scripts.servers import HOST, Postgres, Process, Server, ServerError, Valkey
 SRC = Path(__file__).parent.parent
 API_WORKERS, JOB_WORKERS = 2, 2
 FINISHED = "soak:finished"
-"""The key under which the queue's server counts how often each job was finished."""
+"""The key on the queue's server with the number of times that each job finished."""
 LIMIT, PERIOD = 5, 5
-"""Tasks that a user may queue, per seconds."""
+"""Number of tasks that a user may queue, and the period in seconds."""
 GRACE_SECONDS = 10.0
-"""So long a lost answer to a refresh is repeated."""
+"""How long a spent refresh token gets the same answer again."""
 GIVE_UP_SECONDS = 15.0
 
 INHERITED = ("HOME", "LANG", "PATH", "TMPDIR")
@@ -35,7 +35,7 @@ SETTINGS = {
     "DEFAULT_RATE_LIMIT_LIMIT": str(LIMIT),
     "DEFAULT_RATE_LIMIT_PERIOD": str(PERIOD),
     "REFRESH_GRACE_SECONDS": str(GRACE_SECONDS),
-    # All users have one address here.
+    # All users share one address here.
     "SIGN_UP_LIMIT": "1000000",
     **{f"LOGIN_LIMIT{of}": "1000000" for of in ("", "_PER_ACCOUNT", "_PER_ADDRESS")},
 }
@@ -45,7 +45,7 @@ class Service:
     def __init__(self, directory: Path, logs: Path) -> None:
         self.logs = logs
         self.port = free_port()
-        # Enough connections for two generations of workers, while gunicorn reloads.
+        # Allow connections for two generations of workers while gunicorn reloads.
         self.postgres = Postgres(directory / "postgres", settings={"max_connections": "300"})
         self.redis = {
             "cache": Valkey(directory / "cache", settings=CACHE_SETTINGS),
@@ -58,7 +58,7 @@ class Service:
         self.job_workers: list[Process] = []
 
     async def start(self, stack: AsyncExitStack) -> None:
-        """Start everything; `stack` will stop it, in the reverse order."""
+        """Start all servers and processes; `stack` stops them in the reverse order."""
         for server in self.servers.values():
             stack.push_async_callback(asyncio.to_thread, server.stop)
             await asyncio.to_thread(server.start)
@@ -88,7 +88,7 @@ class Service:
         return self._run(f"job worker {number}", "arq", "soak.jobs.WorkerSettings")
 
     def ended(self) -> list[str]:
-        """The processes that have ended by themselves."""
+        """Return the names of the processes that have ended unexpectedly."""
         processes = {"gunicorn": self.gunicorn}
         processes |= {f"job worker {number}": process for number, process in enumerate(self.job_workers)}
         return [name for name, process in processes.items() if process.returncode is not None]
@@ -103,7 +103,7 @@ class Service:
 
 @asynccontextmanager
 async def running_service() -> AsyncIterator[Service]:
-    """Start everything, and stop it in the end; what the programs printed stays where `Service.logs` says."""
+    """Run all servers and processes. Their output stays in the folder `Service.logs`."""
     async with AsyncExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="soak-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)

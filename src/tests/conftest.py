@@ -1,4 +1,4 @@
-"""Starts the servers before anything imports the application. The fixtures are in `tests/fixtures.py`."""
+"""Start the servers before any module imports the application. The fixtures are in `tests/fixtures.py`."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ import pytest
 
 from app.core import logger
 from scripts.servers import throw_away_servers
-from tests.environment import choose_databases, forget_settings, make_template
+from tests.environment import choose_databases, make_template, reset_settings
 
 pytest.register_assert_rewrite("tests.factories", "tests.fixtures", "tests.helper")
 
@@ -18,11 +18,11 @@ _exit_stack = ExitStack()
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        forget_settings()
+        reset_settings()
         os.environ.update(_exit_stack.enter_context(throw_away_servers()))
         make_template()
         if getattr(config.option, "dist", "no") != "no":
-            return  # this process only hands out tests
+            return  # this process only distributes the tests
     choose_databases(os.environ.get("PYTEST_XDIST_WORKER", "main"))
     folder = _exit_stack.enter_context(tempfile.TemporaryDirectory())
     logger.LOG_FILE = Path(folder) / "app.log"

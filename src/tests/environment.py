@@ -1,7 +1,7 @@
-"""The servers and settings that the tests run with. Imports nothing of the application, which reads its settings once.
+"""The servers and settings of the tests. This module must not import the application, which reads its settings once.
 
-One PostgreSQL and one Valkey for a run, started by the process that starts the workers. Each worker has a database of
-its own, cloned from a migrated template, and three numbered databases of Valkey.
+The process that starts the pytest workers also starts one PostgreSQL and one Valkey for the run. Each worker has its
+own database, cloned from a migrated template, and three numbered databases of Valkey.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from dotenv import dotenv_values
 
 SRC = Path(__file__).resolve().parents[1]
 TEMPLATE = "template_app"
-# What is set here must not lead to the servers of `make run`, or change what the tests expect.
+# Remove these settings from the environment: they could point to the servers of `make run` or break assertions.
 SETTINGS = (
     "ACCESS_TOKEN_", "ALGORITHM", "ALLOWED_HOSTS", "APP_", "BCRYPT_", "CLIENT_CACHE_", "CONTACT_",
     "CORS_", "DEFAULT_RATE_LIMIT_", "ENVIRONMENT", "FORWARDED_", "HSTS_", "JOB_", "LICENSE", "LOGIN_",
     "MAIL_", "MAX_", "PASSWORD_", "POSTGRES_", "RATE_LIMIT_", "REAUTHENTICATION_", "REDIS_",
     "REFRESH_", "REQUEST_", "SECRET_KEY", "SIGN_UP_", "SMTP_",
 )  # fmt: skip
-# Who the tests sign in as may be told in `.env`.
+# `.env` may name the users of the tests with these settings.
 PEOPLE = ("ADMIN_", "TEST_", "TIER_NAME")
 
 
-def forget_settings() -> None:
-    """Leave the defaults of every setting, except those that name the people of the tests."""
+def reset_settings() -> None:
+    """Reset every setting to its default, except those that name the users of the tests."""
     for name in [name for name in os.environ if name.startswith(SETTINGS)]:
         del os.environ[name]
     for file in (SRC / ".env", SRC.parent / ".env"):
@@ -41,13 +41,13 @@ def forget_settings() -> None:
     os.environ["ENV_FILE"] = ""
     os.environ["SECRET_KEY"] = secrets.token_hex(32)
     os.environ["BCRYPT_COST"] = "4"
-    # A busy machine must not be taken for a server that is away; tests of outages have less patience.
+    # Allow for a busy machine, so that no test sees a slow server as an outage. Tests of outages use shorter timeouts.
     for role in ("CACHE", "QUEUE", "RATE_LIMIT"):
         os.environ[f"REDIS_{role}_TIMEOUT"] = "5"
 
 
 def make_template() -> None:
-    """Migrate the database that others are cloned from."""
+    """Create and migrate the database from which the others are cloned."""
     create_database(TEMPLATE, template="template0")
     migrate(TEMPLATE)
 
@@ -59,7 +59,7 @@ def migrate(database: str, revision: str = "head") -> None:
 
 
 def choose_databases(worker: str) -> None:
-    """Give this worker (`gw0`, `gw1`, … or `main`) its databases, and tell the application."""
+    """Create the database of this worker (`gw0`, `gw1`, … or `main`); set its databases in the environment."""
     number = int(worker.removeprefix("gw")) + 1 if worker != "main" else 0
     os.environ["POSTGRES_DB"] = f"test_{worker}"
     for offset, role in enumerate(("CACHE", "QUEUE", "RATE_LIMIT")):
@@ -69,7 +69,7 @@ def choose_databases(worker: str) -> None:
 
 @asynccontextmanager
 async def connected(database: str) -> "AsyncIterator[asyncpg.Connection[Any]]":
-    """Connect as the server's superuser, beside the application's own connections."""
+    """Open a connection as the server's superuser, independent of the application's connections."""
     connection = await asyncpg.connect(
         host=os.environ["POSTGRES_SERVER"],
         port=int(os.environ["POSTGRES_PORT"]),
@@ -85,7 +85,7 @@ async def connected(database: str) -> "AsyncIterator[asyncpg.Connection[Any]]":
 
 
 async def create_database_async(name: str, template: str = TEMPLATE) -> None:
-    """Create a database like the template; `template0` is an empty one."""
+    """Clone the template into a new database; `template0` is empty."""
     async with connected("postgres") as connection:
         await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
 

@@ -1,4 +1,4 @@
-"""Rows to test with: each function commits one and returns it. What a test does not name is made up."""
+"""Factories for rows: each function commits one row and returns it. Values that a test omits have defaults."""
 
 from datetime import timedelta
 from itertools import count
@@ -29,11 +29,11 @@ hasher = PasswordHasher(settings)
 _numbers = count(1)
 _hashes: dict[str, str] = {}
 passwords: dict[str, str] = {}
-"""What users sign in with, by username."""
+"""Passwords by username."""
 
 
 async def make_user(*, password: str = PASSWORD, **values: Any) -> User:
-    """Sign somebody up; the password is TEST_PASSWORD unless named."""
+    """Make a user; the default password is TEST_PASSWORD."""
     if password not in _hashes:
         _hashes[password] = await hasher.hash(password)
     username = values.pop("username", f"user{next(_numbers)}")
@@ -45,17 +45,17 @@ async def make_user(*, password: str = PASSWORD, **values: Any) -> User:
 
 
 async def make_test_user() -> User:
-    """Sign up the user whom TEST_NAME, TEST_EMAIL and TEST_USERNAME describe."""
+    """Make the user that TEST_NAME, TEST_EMAIL and TEST_USERNAME describe."""
     return await make_user(name=settings.TEST_NAME, email=settings.TEST_EMAIL, username=settings.TEST_USERNAME)
 
 
 async def make_superuser(**values: Any) -> User:
-    """Make a superuser; the password is ADMIN_PASSWORD unless named."""
+    """Make a superuser; the default password is ADMIN_PASSWORD."""
     return await make_user(**{"password": ADMIN_PASSWORD, "is_superuser": True, **values})
 
 
 async def make_admin() -> User:
-    """Make the superuser whom ADMIN_NAME, ADMIN_EMAIL and ADMIN_USERNAME describe."""
+    """Make the superuser that ADMIN_NAME, ADMIN_EMAIL and ADMIN_USERNAME describe."""
     return await make_superuser(name=settings.ADMIN_NAME, email=settings.ADMIN_EMAIL, username=settings.ADMIN_USERNAME)
 
 
@@ -66,7 +66,7 @@ async def make_post(user: User, **values: Any) -> Post:
 
 
 async def make_password_reset(user: User, token: str, *, seconds: float = 60) -> None:
-    """Let the token choose a new password for so long, as if it had been mailed."""
+    """Store the token as a password reset that is valid for `seconds`, as if it had been mailed."""
     async with transaction() as db:
         expires_at = now() + timedelta(seconds=seconds)
         await crud_password_resets.issue(db, user.id, user.email, hash_of(token), expires_at)
@@ -78,7 +78,7 @@ async def make_tier(name: str | None = None) -> Tier:
 
 
 async def make_rate_limit(tier: Tier, **values: Any) -> RateLimit:
-    """Limit a tier, on the route that makes tasks unless `path` names another (sanitized) one."""
+    """Make a rate limit for a tier. The default `path`, in its sanitized form, is the route that makes tasks."""
     values = {"path": "api_v1_tasks_task", "limit": 5, "period": 60, "name": f"limit{next(_numbers)}", **values}
     async with transaction() as db:
         return await crud_rate_limits.create(db, RateLimitCreateInternal(tier_id=tier.id, **values))

@@ -1,4 +1,4 @@
-"""The fixtures of all tests. Nothing of the application is replaced: what it commits is committed."""
+"""The fixtures of all tests. They replace no part of the application: its commits are real."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ START_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class RedisRoles:
-    """A client for each role that Redis plays, on this worker's databases."""
+    """A Redis client for each role, on this worker's databases."""
 
     cache: "Redis"
     queue: "Redis"
@@ -59,7 +59,7 @@ async def redis() -> AsyncIterator[RedisRoles]:
 
 @pytest.fixture(scope="session")
 async def postgres() -> AsyncIterator["asyncpg.Connection[Any]"]:
-    """A connection to this worker's database that the application knows nothing of."""
+    """A connection to this worker's database, independent of the application."""
     async with connected(settings.POSTGRES_DB) as connection:
         yield connection
 
@@ -74,11 +74,11 @@ _TABLES = """
 async def empty_servers(
     request: pytest.FixtureRequest, postgres: "asyncpg.Connection[Any]", redis: RedisRoles
 ) -> AsyncIterator[None]:
-    """Leave no rows and no keys behind."""
+    """Delete all rows and keys after the test."""
     yield
     if "unit" in request.path.parts:
         return
-    # A sequence that has been used says that a row was written: looking is cheaper than emptying.
+    # A used sequence shows that the test wrote rows. Checking is cheaper than truncating.
     if await postgres.fetchval("SELECT bool_or(last_value IS NOT NULL) FROM pg_sequences"):
         tables = await postgres.fetchval(_TABLES)
         await postgres.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
@@ -88,7 +88,7 @@ async def empty_servers(
 
 @asynccontextmanager
 async def own_database(template: str = TEMPLATE) -> AsyncIterator[str]:
-    """The name of a database like the template, which goes at the end."""
+    """Create a database from the template, yield its name, and drop it at the end."""
     name = f"test_{uuid4().hex}"
     await create_database_async(name, template)
     try:
@@ -99,7 +99,7 @@ async def own_database(template: str = TEMPLATE) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def database() -> AsyncIterator[str]:
-    """The name of a migrated database of the test's own, for programs it starts with POSTGRES_DB set to it."""
+    """The name of the test's own migrated database. Set POSTGRES_DB to it for programs that the test starts."""
     async with own_database() as name:
         yield name
 
@@ -113,7 +113,7 @@ async def empty_database() -> AsyncIterator[str]:
 
 @pytest.fixture
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of the settings themselves: the environment has a SECRET_KEY and nothing else."""
+    """Remove every setting but SECRET_KEY from the environment, for tests of the settings themselves."""
     for name in os.environ.keys() & {*Settings.model_fields, "LICENSE"} - {"SECRET_KEY"}:
         monkeypatch.delenv(name)
 
@@ -123,7 +123,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def db() -> AsyncIterator[AsyncSession]:
-    """A unit of work, committed when the test ends; for one that commits earlier open `transaction()`."""
+    """A transaction that commits when the test ends. To commit earlier, open `transaction()` in the test."""
     async with transaction() as session:
         yield session
 
@@ -134,7 +134,7 @@ class Fetch(Protocol):
 
 @pytest.fixture
 def fetch(postgres: "asyncpg.Connection[Any]") -> Fetch:
-    """Ask the database itself: `await fetch('SELECT … WHERE id = $1', 1)` returns dicts of what is committed."""
+    """Query the database directly: `await fetch('SELECT … WHERE id = $1', 1)` returns committed rows as dicts."""
 
     async def run(query: str, *arguments: Any) -> list[dict[str, Any]]:
         return [dict(row) for row in await postgres.fetch(query, *arguments)]
@@ -144,7 +144,7 @@ def fetch(postgres: "asyncpg.Connection[Any]") -> Fetch:
 
 @pytest.fixture
 async def user(request: pytest.FixtureRequest) -> User:
-    """The user whom TEST_* describe; in `tests/integration` one whose name nobody else has in a test."""
+    """The user that TEST_* describe; in `tests/integration` a user with a unique name."""
     if "integration" in request.path.parts:
         return await make_user(name="Tester User", username="testeruser", email="test@tester.com")
     return await make_test_user()
@@ -152,7 +152,7 @@ async def user(request: pytest.FixtureRequest) -> User:
 
 @pytest.fixture
 async def superuser(request: pytest.FixtureRequest) -> User:
-    """The superuser whom ADMIN_* describe; in `tests/integration` one whose name nobody else has in a test."""
+    """The superuser that ADMIN_* describe; in `tests/integration` a superuser with a unique name."""
     if "integration" in request.path.parts:
         return await make_superuser(name="admin", username="admin", email="admin@admin.com")
     return await make_admin()
@@ -163,7 +163,7 @@ async def superuser(request: pytest.FixtureRequest) -> User:
 
 @pytest.fixture(scope="session")
 async def app() -> AsyncIterator[FastAPI]:
-    """The application as `app.main` builds it, started."""
+    """The started application that `app.main` builds."""
     async with started(the_app):
         yield the_app
 
@@ -171,15 +171,15 @@ async def app() -> AsyncIterator[FastAPI]:
 class _Transport(httpx.ASGITransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await super().handle_async_request(request)
-        await asyncio.sleep(0)  # the driver logs its statements a moment later
+        await asyncio.sleep(0)  # the driver logs its statements in the next iteration of the loop
         return response
 
 
 @asynccontextmanager
 async def open_client(application: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application in this process, which sees a 500 where a real client would.
+    """Open a client of an application in this process. Unexpected errors reach it as a 500, as on a real connection.
 
-    An application other than `app.main`'s is started, and stopped in the end.
+    An application other than `app.main`'s starts here, and stops at the end.
     """
     async with AsyncExitStack() as stack:
         if isinstance(application, FastAPI) and application is not the_app:
@@ -191,11 +191,11 @@ async def open_client(application: Any, **options: Any) -> AsyncIterator[httpx.A
 
 @asynccontextmanager
 async def started(application: FastAPI) -> AsyncIterator[FastAPI]:
-    """Start an application, wait until it trusts its cache, and stop it in the end."""
+    """Start an application, wait until it trusts its cache, and stop it at the end."""
     logger = logging.getLogger("app")
     recorders = [handler for handler in logger.handlers if isinstance(handler, LogRecords)]
     async with application.router.lifespan_context(application):
-        for recorder in recorders:  # the start configures the logger anew
+        for recorder in recorders:  # the start has replaced the logger's handlers
             logger.addHandler(recorder)
         resources = getattr(application.state, "resources", None)
         if resources is not None and resources.cache.is_open:
@@ -234,7 +234,7 @@ async def superuser_headers(headers_for: HeadersFor, superuser: User) -> dict[st
 
 
 class LogRecords(logging.Handler):
-    """What the application logged since the test began."""
+    """The log records of the application since the test began."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,13 +244,13 @@ class LogRecords(logging.Handler):
         self.records.append(record)
 
     def named(self, message: str) -> list[logging.LogRecord]:
-        """The records of one event."""
+        """Return the records of one event."""
         return [record for record in self.records if record.getMessage() == message]
 
 
 @pytest.fixture
 def logs() -> Iterator[LogRecords]:
-    """Records of the logger `app`, which pytest's own `caplog` does not see."""
+    """The records of the logger `app`, which do not reach pytest's own `caplog`."""
     handler = LogRecords()
     logger = logging.getLogger("app")
     logger.addHandler(handler)
@@ -260,7 +260,7 @@ def logs() -> Iterator[LogRecords]:
 
 @dataclass
 class Statements:
-    """SQL in the order in which the two engines ran it, with BEGIN and COMMIT as the driver sent them."""
+    """The SQL of both engines in the order of execution, with BEGIN and COMMIT as the driver sends them."""
 
     all: list[tuple[str, str]] = field(default_factory=list)
 
@@ -269,12 +269,12 @@ class Statements:
 
     @property
     def read(self) -> list[str]:
-        """What the reader's engine ran."""
+        """The statements of the reader's engine."""
         return [sql for name, sql in self.all if name == "read"]
 
     @property
     def written(self) -> list[str]:
-        """What the transactions' engine ran."""
+        """The statements of the transactions' engine."""
         return [sql for name, sql in self.all if name == "write"]
 
 
@@ -287,7 +287,7 @@ def statements() -> Iterator[Statements]:
 
 @contextmanager
 def _recording(name: str, recorded_engine: AsyncEngine, recorded: Statements) -> Iterator[None]:
-    # The driver's log has what it sends without parameters, BEGIN and COMMIT among it; SQLAlchemy's event the rest.
+    # The driver's log has the queries without parameters, such as BEGIN and COMMIT; SQLAlchemy's event has the others.
     def log(query: Any) -> None:
         recorded.all.append((name, query.query))
 
@@ -319,7 +319,7 @@ def _recording(name: str, recorded_engine: AsyncEngine, recorded: Statements) ->
 
 
 class Program:
-    """A command that runs in a process of its own, until the test ends."""
+    """A command in its own process, which stops when the test ends."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str], cwd: Path, log: Path) -> None:
         self._log = log
@@ -333,16 +333,16 @@ class Program:
 
     @property
     def output(self) -> str:
-        """What it has printed so far."""
+        """The output of the command so far."""
         return self._log.read_text(errors="replace")
 
     async def wait_for_output(self, text: str, seconds: float = START_SECONDS) -> None:
-        await self.wait_until(lambda: _in_output(self, text), f"{text!r} did not come", seconds)
+        await self.wait_until(lambda: _in_output(self, text), f"{text!r} was not printed", seconds)
 
     async def wait_until(
         self, condition: Callable[[], Awaitable[bool]], otherwise: str, seconds: float = START_SECONDS
     ) -> None:
-        """Ask until the condition holds; fail when the time is over or the process has ended."""
+        """Poll until the condition holds; fail after `seconds`, or when the process has ended."""
         deadline = time.monotonic() + seconds
         while not await condition():
             if self.process.returncode is not None or time.monotonic() > deadline:
@@ -350,7 +350,7 @@ class Program:
             await asyncio.sleep(0.02)
 
     async def wait(self, seconds: float = START_SECONDS) -> int:
-        """Wait for its end; return the exit status."""
+        """Wait until the process ends; return its exit status."""
         return await asyncio.to_thread(self.process.popen.wait, seconds)
 
     async def stop(self) -> None:
@@ -362,7 +362,7 @@ async def _in_output(program: Program, text: str) -> bool:
 
 
 class RunningServer(Program):
-    """The API in processes of its own."""
+    """The API in one or more separate processes."""
 
     port: int
     client: httpx.AsyncClient
@@ -394,7 +394,8 @@ class RunServer(Protocol):
 async def run_server(tmp_path: Path) -> AsyncIterator[RunServer]:
     """Start uvicorn, or gunicorn with `workers`, on a free port: `server = await run_server(environment={…})`.
 
-    `command` (module and arguments, `{port}` is filled in) replaces both. `wait_for` is the path that must answer 200.
+    `command` (module and arguments, with a placeholder `{port}`) replaces both. Wait until the path `wait_for` answers
+    200.
     """
     async with AsyncExitStack() as stack:
 
@@ -460,7 +461,7 @@ class RunWorker(Protocol):
 
 @pytest.fixture
 def run_worker(run_program: RunProgram) -> RunWorker:
-    """Start `arq app.worker.WorkerSettings` and wait until it takes jobs."""
+    """Start `arq app.worker.WorkerSettings` and wait until it polls for jobs."""
 
     async def run(
         settings: str = "app.worker.WorkerSettings",

@@ -1,4 +1,4 @@
-"""What tests say often."""
+"""Helpers that many tests share."""
 
 import asyncio
 import re
@@ -30,7 +30,7 @@ async def sign_in(client: httpx.AsyncClient, user: User) -> dict[str, str]:
 
 
 def assert_unauthorized(response: httpx.Response) -> None:
-    """Nobody is signed in: a 401 that says how to."""
+    """Assert a 401 whose `WWW-Authenticate` header names the Bearer scheme."""
     assert response.status_code == 401, response.text
     assert response.headers["WWW-Authenticate"].startswith("Bearer")
     assert list(response.json()) == ["detail"]
@@ -42,7 +42,7 @@ def assert_error(response: httpx.Response, status_code: int, detail: str) -> Non
 
 @asynccontextmanager
 async def running(*work: Awaitable[T]) -> AsyncIterator["list[asyncio.Future[T]]"]:
-    """Run these beside the block; when it ends, they have ended. A test that fails leaves none to its neighbours."""
+    """Run tasks beside the block, and wait for their end after it. If the block fails, cancel them."""
     tasks: list[asyncio.Future[T]] = [asyncio.ensure_future(each) for each in work]
     try:
         yield tasks
@@ -56,7 +56,7 @@ async def running(*work: Awaitable[T]) -> AsyncIterator["list[asyncio.Future[T]]
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    """Ask until the condition holds; TimeoutError when the time is over."""
+    """Poll until the condition holds; raise TimeoutError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not await condition():
         if time.monotonic() > deadline:
@@ -65,7 +65,7 @@ async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float = 
 
 
 def public(user: User) -> dict[str, Any]:
-    """The body that anybody gets for a user."""
+    """Return the body that every client gets for a user."""
     return {
         "id": user.id,
         "name": user.name,
@@ -76,12 +76,12 @@ def public(user: User) -> dict[str, Any]:
 
 
 def own(user: User) -> dict[str, Any]:
-    """The body that the user and superusers get."""
+    """Return the body that the user and superusers get for a user."""
     return {**public(user), "email": user.email, "is_superuser": user.is_superuser}
 
 
 def is_recent(moment: datetime | str | None) -> bool:
-    """Whether a moment, aware and in UTC, lies within the last minute."""
+    """Return whether a moment is aware, in UTC and within the last minute."""
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
     return (

@@ -12,7 +12,7 @@ _NOT_OURS = re.compile(r"\.git|\.hypothesis|\.local|\.venv(-.*)?|__pycache__|log
 
 
 def project_files() -> list[Path]:
-    """Every file that is in the repository, or would be once it is added; without git, what looks like it."""
+    """Return the files that git tracks or would add; without git, all files except known generated ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
         listed = subprocess.run(command, cwd=TOP, capture_output=True, check=True, text=True)  # noqa: S603 (fixed words)
@@ -29,7 +29,7 @@ def project_files() -> list[Path]:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page; its first line may be a comment that names the file it belongs into."""
+    """A fenced block of a page; its first line may be a comment with the path of its file."""
 
     language: str
     text: str
@@ -50,7 +50,7 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def section_of(page: str, heading: str) -> str:
-    """The part of a page below a heading, up to the next one of its level."""
+    """Return the part of a page below a heading, up to the next heading of the same level."""
     level = heading.partition(" ")[0]
     found = re.search(rf"^{re.escape(heading)}$(.*?)(?=^{level} |\Z)", page, re.MULTILINE | re.DOTALL)
     assert found, heading

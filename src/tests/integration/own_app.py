@@ -1,4 +1,4 @@
-"""For tests that need routes of their own: applications built as the real one is, and many requests at once."""
+"""Helpers for tests with their own routes: applications built like the real one, and many concurrent requests."""
 
 import asyncio
 from collections import Counter
@@ -17,7 +17,7 @@ from scripts.servers import HOST
 
 
 def build(*routers: APIRouter, **changes: Any) -> FastAPI:
-    """Build an application with these routes and changes of the settings; `open_client` starts it."""
+    """Build an application with these routes and changed settings; `open_client` starts it."""
 
     def include_routers(app: FastAPI, _: Settings) -> None:
         for router in routers:
@@ -27,7 +27,7 @@ def build(*routers: APIRouter, **changes: Any) -> FastAPI:
 
 
 def build_service(*routers: APIRouter, **changes: Any) -> FastAPI:
-    """Build the service itself, with more routes and changes of the settings."""
+    """Build the service itself with additional routes and changed settings."""
 
     def include_all(app: FastAPI, settings: Settings) -> None:
         for router in routers:
@@ -42,7 +42,7 @@ def build_with(include: Callable[[FastAPI, Settings], None], **changes: Any) -> 
     return create_application(own_settings, include, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
 
 
-# What a program of its own needs to serve such routes: `router` is made in the text that follows.
+# A module that serves such routes in its own process. `{routes}` is the place for the code that adds them to `router`.
 MODULE = '''
 """An application with routes of a test's own: `uvicorn own:app`."""
 
@@ -72,14 +72,14 @@ app = create_application(settings, include_all, exception_handlers=exception_han
 
 
 def sealed(key: str, answer: bytes) -> bytes:
-    """What a process of the service stores for this answer under this key."""
+    """Return the bytes that the service stores for this answer under this key."""
     return answer + bytes(the_app.state.resources.cache.seal(key, answer))
 
 
 async def send(
     port: int, method: str, path: str, headers: Sequence[str] = (), body: str = ""
 ) -> tuple[int, str, bytes]:
-    """Send one request on a connection of its own, cheaply enough for a thousand at once; return status, head, body."""
+    """Send a request on a new connection, cheaply enough for a thousand at once; return status, head and body."""
     reader, writer = await asyncio.open_connection(HOST, port)
     standard = [f"Host: {HOST}:{port}", f"Content-Length: {len(body)}", "Connection: close"]
     has_kind = any(header.startswith("Content-Type:") for header in headers)
@@ -95,6 +95,6 @@ async def send(
 
 
 async def count_statuses(port: int, method: str, path: str, *, times: int, headers: Sequence[str] = ()) -> Counter[int]:
-    """Send the same request many times at once, and count what came back."""
+    """Send the same request many times at once; count the answers by status."""
     answers = await asyncio.gather(*(send(port, method, path, headers) for _ in range(times)))
     return Counter(status for status, _, _ in answers)

@@ -1,4 +1,4 @@
-"""A worker of the test's own, in its process."""
+"""A worker in the test's own process."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ async def run_jobs(
     seconds: float = 300,
     delay: float = 0.001,
 ) -> Worker:
-    """Run all queued jobs with these functions, as the worker process does, but with hardly a pause between tries."""
+    """Run all queued jobs with these functions as the worker process does, but with minimal delays between retries."""
 
     class Policy:
         max_tries = tries

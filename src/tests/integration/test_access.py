@@ -1,4 +1,4 @@
-"""Who may do what: every operation of the OpenAPI document, tried by everybody whom it could matter to."""
+"""Access rights: every operation of the OpenAPI document, tried as each kind of caller."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from tests.factories import (
 from tests.helper import assert_unauthorized, sign_in
 
 WHO = ("anonymous", "other", "owner", "superuser", "deleted", "ended")
-# The answers to these, in this order. A dead token is refused wherever a token is read.
+# The statuses for these callers, in this order. Every route that reads tokens refuses those of ended sessions.
 EVERYBODY = "200 200 200 200 200 200"
 PUBLIC = "200 200 200 200 401 401"
 SIGNED_IN = "401 200 200 200 401 401"
@@ -38,7 +38,7 @@ SUPERUSER = "401 403 403 200 401 401"
 
 @dataclass
 class World:
-    """What there is to be touched, all of it the owner's, and who touches it."""
+    """The caller, and the rows that the request may affect, all of which belong to the owner."""
 
     caller: User
     headers: dict[str, str]
@@ -52,7 +52,7 @@ class World:
 
 @dataclass
 class Row:
-    """The answers, with another status for success than 200; the values for the path; the rest of the request."""
+    """The expected statuses, where `success` replaces 200; the values for the path; the rest of the request."""
 
     answers: str
     path: Callable[[World], dict[str, Any]] = lambda _: {}
@@ -138,7 +138,7 @@ ROWS = {
 
 
 def operations() -> dict[str, tuple[str, str]]:
-    """Method and path of each operation of the application's OpenAPI document."""
+    """Return method and path of each operation in the application's OpenAPI document."""
     paths = the_app.openapi()["paths"].items()
     return {what["operationId"]: (method, path) for path, methods in paths for method, what in methods.items()}
 
@@ -178,7 +178,7 @@ async def world(client: httpx.AsyncClient, who: str) -> World:
 
 
 async def fail_task(task_id: str) -> None:
-    """Leave what a worker leaves of a job that failed."""
+    """Store the data that a worker leaves after a failed job."""
     result = serialize_result(
         "sample_background_task", ("x",), {}, 1, 0, False, "it broke", 0, 0, "", "arq:queue", task_id,
         serializer=queue.serialize,

@@ -1,4 +1,4 @@
-"""One event for each request that changes something or uses a superuser's rights, and no secret in any line."""
+"""Audit events: one for each request that changes data or uses a superuser's rights, without secrets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -50,7 +50,7 @@ async def own(client: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def events(logs: LogRecords) -> list[dict[str, Any]]:
-    """What was written, without what every record has."""
+    """Return the logged events with their own fields only."""
     names = {"who", "address", "method", "path", "status", "session", "reason", "superuser", "target", "tier"}
     return [
         {"event": record.getMessage(), **{name: value for name, value in vars(record).items() if name in names}}
@@ -110,9 +110,9 @@ async def test_request_that_takes_too_long(client: httpx.AsyncClient, logs: LogR
 
 
 class TestAccounts:
-    """A log search by id finds what was done to an account, whatever it was called then."""
+    """A log search by id finds every operation on an account, despite renames."""
 
-    async def test_what_superusers_do_to_somebody(
+    async def test_changes_of_an_account_by_superusers(
         self, client: httpx.AsyncClient, superuser: User, superuser_headers: dict[str, str], logs: LogRecords
     ) -> None:
         user, tier = await make_user(), await make_tier()
@@ -187,7 +187,7 @@ async def failing_statement(db: SessionDep) -> None:
 
 
 class TestSecrets:
-    """Not one is in what a process prints or logs, whatever went wrong."""
+    """No output and no log of a process contains a secret, even after errors."""
 
     @pytest.mark.parametrize("workers", [None, 1], ids=["uvicorn", "gunicorn"])
     async def test_are_in_no_log(

@@ -1,4 +1,4 @@
-"""`make bench`: a short run of all of it, and that it fails rather than measure what was not meant."""
+"""`make bench`: short runs of all parts, and failures instead of invalid measurements."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ async def test_a_short_run_has_every_endpoint() -> None:
 
 
 async def test_a_short_overload() -> None:
-    # With a limit of one, any two at once are a crowd: the burst has ended long before the greatest load.
+    # With a limit of one, two concurrent requests are an overload, so the burst ends long before the greatest load.
     options = ("--rounds", "1", "--seconds", "0.8", "--connections", "100", "--limit", "1", "--max-lag", "10000")
     result = await run_bench("overload", *options)
     limited, unlimited = result["overload"]["1"], result["overload"]["none"]
@@ -78,7 +78,7 @@ async def test_a_short_growth() -> None:
     }
 
 
-def test_what_the_bulk_of_rows_is_known_to_hold() -> None:
+def test_expected_contents_match_the_bulk_of_rows() -> None:
     content = Content(users=20)
     written: dict[int, list[int]] = defaultdict(list)
     others = cycle(range(2, 21))
@@ -102,12 +102,12 @@ RUNS = [pytest.param(load.run, id="own"), *([pytest.param(wrk.run, id="wrk")] if
 
 
 async def answer_with(answers: Iterator[bytes], run: Callable[[Load], Measure]) -> Measure:
-    """Put a load on a server that gives these answers, and closes the connection instead of an empty one."""
+    """Measure a server that gives these answers; for an empty answer, it closes the connection."""
 
     served: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # the load is over
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # the client has closed the connection
             while await reader.readuntil(b"\r\n\r\n"):
                 answer = next(answers)
                 writer.write(answer)

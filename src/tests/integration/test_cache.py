@@ -1,4 +1,4 @@
-"""What `@cache` does with each of its options."""
+"""The options of `@cache`, and their effects."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -45,7 +45,7 @@ class Thing(BaseModel):
 
 
 class Runs:
-    """How often an endpoint ran."""
+    """A counter of an endpoint's runs."""
 
     count = 0
 
@@ -61,7 +61,7 @@ def runs() -> Runs:
 
 @pytest.fixture
 async def own_store() -> AsyncIterator[CacheStore]:
-    """The cache without endpoints, in use."""
+    """An open cache store without endpoints."""
     async with opened(settings) as store:
         yield store
 
@@ -72,7 +72,7 @@ async def get(router: APIRouter, path: str) -> httpx.Response:
 
 
 async def keys_of(redis: RedisRoles) -> set[str]:
-    """The cached answers, without what the cache needs for itself."""
+    """Return the keys of cached answers, without the cache's internal keys."""
     return {key.decode() for key in await redis.cache.keys()} - {
         key.decode() for key in await redis.cache.keys("@cache:*")
     }
@@ -210,7 +210,7 @@ class TestGet:
             assert [(await client.get("/sample/7")).text for _ in range(2)] == ["run 1", "run 2"]
         assert await keys_of(redis) == set()
 
-    async def test_answer_that_its_endpoint_does_not_want_kept(self, redis: RedisRoles, runs: Runs) -> None:
+    async def test_answer_that_its_endpoint_does_not_store(self, redis: RedisRoles, runs: Runs) -> None:
         router = APIRouter()
 
         @router.get("/sample/{my_id}")
@@ -239,7 +239,7 @@ class TestGet:
     async def test_no_key_without_an_end(
         self, redis: RedisRoles, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]
     ) -> None:
-        """At no moment: the script that looks runs between any two others."""
+        """Every key has an expiry at every moment: the checking script can run between any two other scripts."""
         endless = redis.cache.register_script("""
         local found = {}
         for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -263,16 +263,16 @@ class TestGet:
         assert most > 5
 
 
-class TestNothingIsLeftOf:
-    """What is not stored leaves neither its lease nor an index: names that nobody has could fill the server."""
+class TestNoLeftovers:
+    """An answer that is not stored leaves no lease and no index. Requests for unknown names cannot fill the server."""
 
-    async def test_names_that_nobody_has(self, redis: RedisRoles, client: httpx.AsyncClient, user: User) -> None:
+    async def test_unknown_names(self, redis: RedisRoles, client: httpx.AsyncClient, user: User) -> None:
         for number in range(1, 20):
             for path in (f"/nobody{number}/posts", f"/nobody{number}/post/1", f"/{user.username}/post/{number}"):
                 assert (await client.get(f"/api/v1{path}")).status_code == 404
         assert await redis.cache.keys() == []
 
-    async def test_answers_that_are_too_long(self, redis: RedisRoles, runs: Runs) -> None:
+    async def test_long_answers(self, redis: RedisRoles, runs: Runs) -> None:
         router = APIRouter()
 
         @router.get("/sample/{my_id}")
@@ -288,7 +288,7 @@ class TestNothingIsLeftOf:
             assert (await client.get("/sample/0")).json()["run"] == 1
         assert await redis.cache.zrange("@cache:index:sample_data", 0, -1) == [b"sample_data:0"]
 
-    async def test_lease_that_ended_or_is_another_s(self, redis: RedisRoles, own_store: CacheStore) -> None:
+    async def test_expired_and_foreign_leases(self, redis: RedisRoles, own_store: CacheStore) -> None:
         assert await own_store.fetch("shelf:1", b"\x00first", 60) is None
         await redis.cache.delete("shelf:1")
         assert await own_store.fetch("shelf:1", b"\x00second", 60) is None
@@ -303,7 +303,7 @@ class TestNothingIsLeftOf:
 
 
 ANSWER = b'{"run":0}'
-# What each makes of the bytes that the service would have stored.
+# Changes to the bytes that the service would have stored.
 OTHER_BYTES: dict[str, Callable[[bytes], bytes]] = {
     "none": lambda stored: b"",
     "no seal": lambda stored: ANSWER,
@@ -320,14 +320,14 @@ OTHER_BYTES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def sealed_elsewhere(key: str, answer: bytes) -> bytes:
-    """What a service with another secret key stores."""
+    """Return the bytes that a service with another secret key stores."""
     store = CacheStore()
     store._seal_key = bytes(64)
     return answer + store.seal(key, answer)
 
 
 class TestForeignValues:
-    """What is under a key and was not stored there is a miss, and replaced."""
+    """A value that the service did not store under the key is a cache miss, and is replaced."""
 
     @pytest.fixture
     async def own(self, runs: Runs) -> AsyncIterator[httpx.AsyncClient]:
@@ -357,7 +357,7 @@ class TestForeignValues:
         await self.check(own, logs)
         assert await redis.cache.ttl("sample_data:7") > 0
 
-    async def test_what_was_stored_is_a_hit(self, own: httpx.AsyncClient, redis: RedisRoles, runs: Runs) -> None:
+    async def test_stored_answer_is_a_hit(self, own: httpx.AsyncClient, redis: RedisRoles, runs: Runs) -> None:
         await redis.cache.set("sample_data:7", sealed("sample_data:7", ANSWER))
         assert (await own.get("/sample/7")).json() == {"run": 0}
 
@@ -547,7 +547,7 @@ class TestRefused:
 
 
 class TestInvalidation:
-    """Answers of `GET /{name}/{kind}/{id}` lie under `{name}_{kind}:{id}`."""
+    """Answers of `GET /{name}/{kind}/{id}` are stored under `{name}_{kind}:{id}`."""
 
     @pytest.fixture
     def router(self, runs: Runs) -> APIRouter:
@@ -561,7 +561,7 @@ class TestInvalidation:
         return router
 
     async def left(self, redis: RedisRoles, router: APIRouter, paths: list[str], **options: Any) -> set[str]:
-        """Read the paths, run `POST /write/{name}/{id}` decorated with the options, return the keys that are left."""
+        """Read the paths, run `POST /write/{name}/{id}` decorated with the options; return the remaining keys."""
 
         @router.post("/write/{name}/{id}")
         @cache("{name}_own", resource_id_name="id", **options)
@@ -688,7 +688,7 @@ class TestInvalidation:
 
 
 class TestManyKeys:
-    """What an invalidation costs does not depend on how much else there is: the server of this test is its own."""
+    """The cost of an invalidation does not depend on the number of other keys. This test has its own server."""
 
     FILL = """
     for i = 1, 20000 do
@@ -713,7 +713,7 @@ class TestManyKeys:
         port = server.connection_pool.connection_kwargs["port"]
         indexes = await server.zrange("@cache:indexes", 0, -1, withscores=True)
         async with opened(settings.model_copy(update={"REDIS_CACHE_PORT": port, "REDIS_CACHE_DB": 0})) as store:
-            await server.zadd("@cache:indexes", dict(indexes))  # a process that starts clears them
+            await server.zadd("@cache:indexes", dict(indexes))  # the start of a process clears them
             yield store
 
     async def fill(self, store: CacheStore, name: str, pages: int) -> list[str]:
@@ -752,7 +752,7 @@ class TestManyKeys:
 
 
 def build_without_cache(router: APIRouter) -> FastAPI:
-    """An application whose settings lack the group of the cache."""
+    """Build an application whose settings lack the cache's group."""
     bases = tuple(base for base in Settings.__bases__ if base is not RedisCacheSettings)
     own_settings = type("SettingsWithoutCache", bases, {}).model_construct(**settings.model_dump())  # type: ignore[attr-defined]
 
@@ -789,7 +789,7 @@ class TestWithoutTheCacheGroup:
 
 
 async def test_a_process_that_starts_trusts_nothing_older() -> None:
-    """The one before it may have been killed between a commit and its removal."""
+    """An earlier process may have been killed between a commit and the removal of the stored answers."""
     async with opened(settings) as old:
         assert await old.fetch("shelf:1", b"\x00lease", 60) is None
         await old.store("shelf:1", b"\x00lease", b"1", 60)
@@ -800,7 +800,7 @@ async def test_a_process_that_starts_trusts_nothing_older() -> None:
 
 @asynccontextmanager
 async def opened(own_settings: RedisCacheSettings) -> AsyncIterator[CacheStore]:
-    """The cache without endpoints, once it can be used."""
+    """Open a cache store without endpoints, and wait until it is usable."""
     store = CacheStore()
     store.open(own_settings, settings.secret_key)
     try:

@@ -1,4 +1,4 @@
-"""What is said about wrong `@cache` routes, and that the service has none."""
+"""The checker's messages about faulty `@cache` routes; the service has none."""
 
 import functools
 from collections.abc import Awaitable, Callable
@@ -26,7 +26,7 @@ def test_the_service_has_none() -> None:
 
 @pytest.fixture
 def router() -> APIRouter:
-    """One thing is read, and changed, under `{name}_thing:{thing_id}`."""
+    """A router with a cached read and a write of `{name}_thing:{thing_id}`."""
     router = APIRouter()
 
     @router.get("/{name}/thing/{thing_id}")
@@ -45,7 +45,7 @@ def add(router: APIRouter, endpoint: Any, prefix: str = "{name}_list", id_name: 
 
 
 def faults_of(router: APIRouter) -> list[str]:
-    """The faults of an application that `create_application`, which refuses some of them, has not seen."""
+    """Return the faults of an application without `create_application`, which refuses some of them."""
     app = FastAPI()
     app.include_router(router)
     return find_cache_faults(app)
@@ -270,7 +270,7 @@ class Look:
 class TestLooksAtCaller:
     @pytest.mark.parametrize("look", [look_at_header, look_at_cookie, get_optional_user])
     def test_declared(self, router: APIRouter, look: Any) -> None:
-        """`create_application` refuses these; a route that is added to a built application has this only."""
+        """`create_application` refuses these; for routes added to a built application there is only this check."""
 
         async def lists(request: Request, name: str, seen: Annotated[Any, Depends(look)]) -> None: ...
 
@@ -333,7 +333,7 @@ class TestLooksAtCaller:
             InheritsLook(),
         ],
     )
-    def test_whatever_kind_of_callable(self, router: APIRouter, look: Any) -> None:
+    def test_every_kind_of_callable(self, router: APIRouter, look: Any) -> None:
         async def lists(request: Request, name: str, seen: Annotated[Any, Depends(look)]) -> None: ...
 
         add(router, lists)
@@ -360,7 +360,7 @@ this line is not indented
         add(router, lists)
         assert "looks at request.client" in the_fault(router)
 
-    def test_decorator_and_default_of_the_function_are_not_its_own(self, router: APIRouter) -> None:
+    def test_decorators_and_defaults_do_not_count(self, router: APIRouter) -> None:
         class Outer:
             headers = "text"
 
@@ -377,7 +377,7 @@ this line is not indented
 
     @pytest.mark.parametrize("look", [DataclassLook, source_less["look"], source_less["Look"]])
     def test_function_without_source(self, router: APIRouter, look: Any) -> None:
-        """Nothing is known about it."""
+        """The checker cannot inspect a function without source."""
 
         async def lists(request: Request, name: str, seen: Annotated[Any, Depends(look)]) -> None: ...
 

@@ -1,4 +1,4 @@
-"""After a write has answered, nobody reads the older value, however reads and writes interleave."""
+"""After the answer to a write, no read returns the older value, in any interleaving of reads and writes."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ async def _go_on() -> None:
 
 
 class Hooks:
-    """Where a test holds an endpoint up."""
+    """The points at which a test can hold an endpoint."""
 
     after_read: Hook = staticmethod(_go_on)
     before_commit: Hook = staticmethod(_go_on)
@@ -45,7 +45,7 @@ class Hooks:
 
 
 class Gate:
-    """Holds up one who comes: `await gate()` returns after `open()`; `await gate.arrived.wait()` waits for somebody."""
+    """A gate: `await gate()` blocks until `open()`; `await gate.arrived.wait()` waits for the first caller."""
 
     def __init__(self) -> None:
         self.arrived = asyncio.Event()
@@ -71,7 +71,7 @@ def hooks() -> Hooks:
 
 @pytest.fixture
 async def own(app: FastAPI, hooks: Hooks) -> AsyncIterator[httpx.AsyncClient]:
-    """An application whose endpoints read and change the titles of real posts, and stop where the hooks say."""
+    """An application whose endpoints read and change the titles of real posts, and wait for the hooks."""
     router = APIRouter()
 
     @router.get("/posts/{id}")
@@ -98,7 +98,7 @@ async def own(app: FastAPI, hooks: Hooks) -> AsyncIterator[httpx.AsyncClient]:
         await change(id, title, db)
 
     class Titles:
-        """What endpoints may ask for in place of the session itself."""
+        """A dependency that uses the session, so that endpoints need not."""
 
         def __init__(self, db: SessionDep) -> None:
             self.db = db
@@ -133,7 +133,7 @@ class TestInterleavings:
         assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
         assert hooks.reads == 2
 
-    async def test_slow_reader_does_not_replace_what_a_later_one_stored(
+    async def test_slow_reader_does_not_replace_a_later_answer(
         self, own: httpx.AsyncClient, hooks: Hooks, redis: RedisRoles, post: Post, way: str
     ) -> None:
         hooks.after_read = gate = Gate()
@@ -158,7 +158,7 @@ class TestInterleavings:
             assert (await write).status_code == 200
         assert (await own.get(f"/posts/{post.id}")).json() == {"title": "new"}
 
-    async def test_waiting_readers_get_what_holds_after_the_write(
+    async def test_waiting_readers_get_the_value_after_the_write(
         self, own: httpx.AsyncClient, hooks: Hooks, post: Post, way: str
     ) -> None:
         hooks.after_read = gate = Gate()
@@ -189,7 +189,7 @@ class TestInterleavings:
 async def test_read_between_the_commit_and_the_answer_of_the_write(
     own: httpx.AsyncClient, hooks: Hooks, post: Post
 ) -> None:
-    """The write has not answered yet: both values are right, but the old one must not outlive it."""
+    """Before the answer to the write, both values are right. After it, the old value must not remain."""
     await own.get(f"/posts/{post.id}")
     hooks.after_commit = gate = Gate()
     async with running(own.patch(f"/posts/{post.id}/by_pattern?title=new")) as (write,):
@@ -216,11 +216,11 @@ async def test_removal_follows_the_commit_wherever_the_session_is(
 
 
 class TestRename:
-    """What is written under a name is removed under that name, whatever the user is called meanwhile."""
+    """Each write invalidates the answers that are stored under the name of its path, despite concurrent renames."""
 
     @pytest.fixture
     async def held(self) -> AsyncIterator[Callable[[str], Awaitable[Hook]]]:
-        """Hold rows until the hook that is returned is called."""
+        """Lock rows until the test calls the returned hook."""
         async with connected(settings.POSTGRES_DB) as connection:
             transaction = connection.transaction()
 
@@ -265,7 +265,7 @@ class TestRename:
         async with running(client.request(method, path, headers=headers, json=body)) as (write,):
             await wait_for_waiting(fetch, 1)
             async with running(rename_and_read()) as (rename,):
-                await asyncio.wait([rename], timeout=0.3)  # it may overtake the write, or have to wait for it
+                await asyncio.wait([rename], timeout=0.3)  # it may overtake the write or wait for it
                 await release()
                 assert (await write).status_code == (201 if way == "POST" else 200)
                 await rename
@@ -294,11 +294,11 @@ class TestRename:
 
 
 class TestTakenOverName:
-    """Who takes a name answers before who gave it up has removed what was stored under it."""
+    """A user takes over a name before the rename that freed it has invalidated the answers stored under it."""
 
     @pytest.fixture
     async def late(self, monkeypatch: pytest.MonkeyPatch) -> Gate:
-        """Holds up the removal that comes first."""
+        """A gate that holds the first removal."""
         gate, remove = Gate(), CacheStore.remove
 
         async def remove_late(store: CacheStore, keys: Sequence[str], patterns: Sequence[str]) -> None:
@@ -342,7 +342,7 @@ class TestTakenOverName:
 
 
 async def wait_for_waiting(fetch: Fetch, how_many: int) -> None:
-    """Wait until so many sessions of the database wait for a lock."""
+    """Wait until `how_many` sessions of the database wait for a lock."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(10):
         while (await fetch(query))[0]["count"] < how_many:  # noqa: ASYNC110  (the database does it)
@@ -356,7 +356,7 @@ class TestStampede:
         hooks.after_read = gate = Gate()
         async with running(*(own.get(f"/posts/{post.id}") for _ in range(100))) as readers:
             await gate.arrived.wait()
-            await asyncio.sleep(0.05)  # for others to come, too
+            await asyncio.sleep(0.05)  # time for other requests to arrive
             gate.open()
             answers = [(await reader).json() for reader in readers]
         assert answers == [{"title": "old"}] * 100
@@ -380,7 +380,7 @@ class TestStampede:
         assert sorted(answer.status_code for answer in answers) == [200] * 19 + [500]
         assert hooks.reads == 2
 
-    async def test_many_who_ask_for_what_is_not_kept_do_not_wait_for_one_another(
+    async def test_concurrent_misses_without_a_stored_answer_run_in_parallel(
         self, own: httpx.AsyncClient, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(store, "LEASE_SECONDS", 60)
@@ -395,7 +395,7 @@ class TestStampede:
             raise NotFoundError
 
         hooks.after_read = fail
-        async with asyncio.timeout(10):  # one after the other it would take twenty seconds
+        async with asyncio.timeout(10):  # sequential requests would take twenty seconds
             answers = await asyncio.gather(*(own.get("/posts/1") for _ in range(200)))
         assert [answer.status_code for answer in answers] == [404] * 200
         assert most > 100
@@ -440,7 +440,7 @@ class TestSeveralProcesses:
         environment = {"PYTHONPATH": str(SRC), "SLOW_SECONDS": "0.8"}
         command = ["uvicorn", "own:app", "--port", "{port}"]
         servers = await asyncio.gather(*(run_server(command, environment=environment, cwd=module) for _ in range(4)))
-        for number in (1, 2):  # at first each process makes its connections
+        for number in (1, 2):  # the first round opens the connections of each process
             path = f"/slow/{number}"
             counts = await asyncio.gather(*(count_statuses(server.port, "GET", path, times=50) for server in servers))
             assert [count[200] for count in counts] == [50] * 4
@@ -464,7 +464,7 @@ class TestSeveralProcesses:
     async def test_reads_and_writes_on_two_workers(
         self, run_server: RunServer, client: httpx.AsyncClient, headers_for: HeadersFor
     ) -> None:
-        """Each reader notes what has been acknowledged, then reads: the answer may be newer, never older."""
+        """Each reader records the last acknowledged write, then reads: the answer may be newer, never older."""
         server = await run_server(workers=2)
         users = [await make_user() for _ in range(2)]
         posts = [await make_post(user, text="0") for user in users]

@@ -1,6 +1,6 @@
-"""Reads and writes of all kinds while what goes to the cache server and comes from it is late: no answer is stale.
+"""Reads and writes of all kinds while packets to and from the cache server are late: no answer is stale.
 
-Each process has a proxy of its own before the server, which delays each packet by chance and keeps the order.
+Each process has its own proxy before the server. The proxy delays each packet at random and keeps the order.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from tests.integration.own_app import send
 API = "/api/v1"
 Delay = Callable[[], float]
 Posts = tuple[tuple[int, int], ...]
-"""Number and version of each, in the order in which they were written."""
+"""Number and version of each post, in the order of creation."""
 
 
 class Proxy:
-    """Delays each packet, in each direction; the packets of a connection stay in order."""
+    """A proxy that delays each packet in both directions, and keeps the order within a connection."""
 
     def __init__(self, target: int, delay: Delay) -> None:
         self._target = target
@@ -99,13 +99,13 @@ class Proxy:
 @dataclass(frozen=True)
 class State:
     name: str | None
-    """What the author is called; None once deleted."""
+    """The author's username; None after the deletion."""
     posts: Posts = ()
 
 
 @dataclass
 class Author:
-    """Somebody of whose blog it is known what it was after each write, and up to which write that is acknowledged."""
+    """An author with the state of the blog after each write, and the number of acknowledged writes."""
 
     user: User
     headers: list[str]
@@ -125,7 +125,7 @@ def titles(posts: Posts) -> list[str]:
 
 
 class Blogs:
-    """Authors who write, one thing after the other each, and readers who check what they are shown."""
+    """Authors that write sequentially, and readers that check each answer."""
 
     def __init__(self, servers: list[RunningServer], headers_for: HeadersFor, admin: dict[str, str], seed: int) -> None:
         self._ports = [server.port for server in servers]
@@ -145,7 +145,7 @@ class Blogs:
 
     # -------- writing --------
     async def write(self, author: Author) -> None:
-        """Write many things, at last the end of the author, who is followed by another; until `is_over`."""
+        """Make random writes that end with the author's deletion; continue with new authors until `is_over`."""
         while True:
             ways = [self._create, self._patch, self._delete, self._patch, self._hard_delete, self._create, self._rename]
             for way in [self._create, self._create, *self._random.sample(ways, len(ways)), self._end]:
@@ -216,7 +216,7 @@ class Blogs:
             await self._read(random.choice(self.authors[-8:]))
 
     async def _read(self, author: Author) -> None:
-        """Whatever is read must have been so at some moment since the last write that had answered before."""
+        """Read, and check that the answer matches a state since the last write acknowledged before the read."""
         name = self._random.choice(author.names[-2:])
         number = self._random.choice([*author.ids, 0])
         known = author.acknowledged
@@ -248,7 +248,7 @@ async def valkey(tmp_path: Path) -> AsyncIterator[Valkey]:
 
 
 class Run:
-    """Two processes, a proxy before each, and the blogs that are written and read through both."""
+    """Two processes with a proxy each, and the blogs that are written and read through both."""
 
     def __init__(self, valkey: Valkey, run_server: RunServer, make_blogs: Callable[..., Blogs]) -> None:
         self._valkey = valkey
@@ -295,14 +295,14 @@ async def test_packets_that_are_late(run: Run) -> None:
     blogs = await run(
         lambda: random.uniform(0, 0.2),
         {"REDIS_CACHE_TIMEOUT": "5", "REDIS_CACHE_REMOVAL_TIMEOUT": "5"},
-        # Until a process has cleared the cache, reads pass it by, and are soon done.
+        # Reads bypass the cache and are fast until the process has cleared it, so also require hits.
         lambda blogs: blogs.checked >= 2000 and run.hits >= 200,
     )
     assert blogs.ways == {"_create", "_patch", "_delete", "_hard_delete", "_rename", "_end"}
 
 
 class Blackout:
-    """What is sent from the fifth to the eleventh second after the first read comes at the end of that time."""
+    """A delay that holds packets from the fifth second after the first read until the eleventh."""
 
     def __init__(self) -> None:
         self._began = math.inf
@@ -317,9 +317,9 @@ class Blackout:
 
 
 async def test_packets_that_are_later_than_anybody_waits(run: Run) -> None:
-    """Longer than a removal waits: writes go on, readers are not served from the cache, until all is removed."""
+    """Delays exceed the removal timeout: writes continue, and reads bypass the cache until all removals are done."""
     blackout = Blackout()
-    timeouts = {"REDIS_CACHE_TIMEOUT": "0.2", "REDIS_CACHE_REMOVAL_TIMEOUT": "2"}  # as by default
+    timeouts = {"REDIS_CACHE_TIMEOUT": "0.2", "REDIS_CACHE_REMOVAL_TIMEOUT": "2"}  # the defaults
     blogs = await run(blackout.delay, timeouts, blackout.is_over)
     assert blogs.checked >= 2000
     assert run.hits >= 200

@@ -1,4 +1,4 @@
-"""A cache server that has no memory left: what it drops, and what is served then."""
+"""A cache server without free memory: the keys that it evicts, and the answers of the service."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ TASKS = 30
 
 
 def compose_settings() -> dict[str, str]:
-    """What the one server of `docker-compose.yml` is started with."""
+    """Return the settings of the single server in `docker-compose.yml`."""
     text = (SRC.parent / "docker-compose.yml").read_text()
     command = re.search(r"command: redis-server (.*)", text)
     assert command is not None
@@ -42,14 +42,14 @@ async def valkey(tmp_path: Path, server_settings: Mapping[str, str]) -> AsyncIte
 
 @pytest.fixture
 async def full(valkey: Valkey) -> AsyncIterator["Redis"]:
-    """The server, with so little memory that what the tests read does not fit in."""
+    """The server with too little memory for the answers of these tests."""
     async with Redis(host=HOST, port=valkey.port) as client:
         await client.config_set("maxmemory", (await client.info("memory"))["used_memory"] + 2_000_000)
         yield client
 
 
 async def read_much(server: RunningServer, user: User, posts: Mapping[int, str], at_once: int = 10) -> None:
-    """Read lists of any length, several times what fits in, and check them."""
+    """Read and check lists of all lengths, several times as much as fits into the memory."""
 
     async def read(size: int) -> None:
         answer = await server.client.get(f"{API}/{user.username}/posts?items_per_page={size}")
@@ -99,7 +99,7 @@ async def test_no_job_is_dropped_where_one_server_serves_all(
         assert answer.status_code == 201
         return str(answer.json()["id"])
 
-    # One at a time: answers on their way count as memory that is used, and could take more than the test leaves.
+    # One at a time, because answers in output buffers count as used memory and could exceed the free memory.
     ids = [await make_task() for _ in range(TASKS // 2)]
     await read_much(server, user, posts, at_once=1)
     ids += [await make_task() for _ in range(TASKS // 2)]
@@ -117,6 +117,6 @@ async def test_settings_are_in_force(valkey: Valkey, policy: str) -> None:
     async with Redis(host=HOST, port=valkey.port, decode_responses=True) as client:
         answer = await client.config_get("*")
     assert answer["maxmemory-policy"] == policy
-    # What may be dropped is bounded, what may not is kept on disk.
+    # Servers that may evict keys have a memory limit; the others are persistent.
     assert (int(answer["maxmemory"]) > 0) is (policy != "noeviction")
     assert answer["appendonly"] == ("no" if policy == "allkeys-lru" else "yes")

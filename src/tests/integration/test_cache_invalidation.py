@@ -1,4 +1,4 @@
-"""Every route that changes a post or a user ends the stored answers that show it."""
+"""Every route that changes a post or a user invalidates the stored answers that contain it."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ API = "/api/v1"
 
 @dataclass
 class Blog:
-    """A user with a post, both read and thus stored, and somebody else's beside them."""
+    """A user with a post, and another user's blog; the cache holds answers for both."""
 
     client: httpx.AsyncClient
     redis: RedisRoles
@@ -32,7 +32,7 @@ class Blog:
 
     @property
     def stored(self) -> set[str]:
-        """The keys of all that was read."""
+        """The keys of the user's stored answers."""
         return {f"{self.name}_post_cache:{self.post.id}", *self.lists}
 
     @property

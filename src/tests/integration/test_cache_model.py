@@ -1,4 +1,4 @@
-"""Two processes and one cache, driven at random beside a model of what is to be seen: each read equals the model."""
+"""Random operations on two processes with one cache and on a model: each read equals the model."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -25,7 +25,7 @@ API = "/api/v1"
 NAMES = ["ann", "bob", "cem"]
 POSTS_READ = 5
 ANY = st.integers(0, 59)
-"""Chooses from a list, whose length it may exceed."""
+"""An index into a list, taken modulo its length."""
 Made = TypeVar("Made")
 
 
@@ -35,7 +35,7 @@ def choose(things: Sequence[Made], which: int) -> Made:
 
 @dataclass
 class Blog:
-    """What there is to be seen of a user."""
+    """The expected state of a user."""
 
     name: str
     headers: dict[str, str]
@@ -48,12 +48,12 @@ class Service(RuleBasedStateMachine):
     cache: ClassVar["Redis"]
     admin: ClassVar[dict[str, str]]
     served: ClassVar[int] = 0
-    """How many answers there were that could be stored."""
+    """The number of answers that can be stored."""
     _numbers = count()
 
     @initialize()
     def begin(self) -> None:
-        # Names are used again by others, but not by the next example.
+        # Other users of an example may reuse a name; the next example may not.
         suffix = f"x{next(self._numbers)}"
         self.names = [name + suffix for name in NAMES]
         self.taken: set[str] = set()
@@ -76,7 +76,7 @@ class Service(RuleBasedStateMachine):
         which=ANY,
     )
     def write(self, what: list[str], through: int, who: int, which: int) -> None:
-        """Do some things through one of the two processes; the other one is read from next."""
+        """Make some writes through one of the two processes; the next reads go to the other."""
         self.through = through
         for each in what:
             if self.living or each == "sign_up":
@@ -122,7 +122,7 @@ class Service(RuleBasedStateMachine):
     def hard_delete(self, who: int, which: int) -> None:
         blog, post_id = self.blog(who), choose(self.post_ids, which)
         answer = self.ask("DELETE", f"{blog.name}/db_post/{post_id}", headers=self.admin)
-        assert answer.status_code == 200 or post_id not in blog.posts  # it may have been deleted before
+        assert answer.status_code == 200 or post_id not in blog.posts  # a repeated deletion
         blog.posts.pop(post_id, None)
 
     def rename(self, who: int, which: int) -> None:
@@ -148,7 +148,7 @@ class Service(RuleBasedStateMachine):
         return choose(list(self.living.values()), who)
 
     def forget(self, blog: Blog) -> None:
-        """Its name is free, and nobody's."""
+        """Remove the blog from the model, and free its name."""
         del self.living[blog.name]
         self.taken.remove(blog.name)
 
@@ -184,7 +184,7 @@ class Service(RuleBasedStateMachine):
         self.look_for(answer)
 
     def look_for(self, answer: httpx.Response) -> None:
-        """What has been answered is what is stored, for whoever asks next."""
+        """Assert that the cache holds this answer for the next request."""
         type(self).served += 1
         keys = [key.decode() for key in self.cache.scan_iter(_type="string")]
         assert any(self.cache.get(key) == sealed(key, answer.content) for key in keys)

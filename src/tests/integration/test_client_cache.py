@@ -1,4 +1,4 @@
-"""What browsers and proxies may keep: successful answers to requests without credentials, and nothing else."""
+"""Caching by browsers and proxies: allowed for successful answers to requests without credentials only."""
 
 from collections.abc import AsyncIterator
 
@@ -155,7 +155,7 @@ class TestEntityTag:
         assert answer.json()["name"] == "Other Name"
         assert answer.headers["etag"] != tag
 
-    async def test_not_on_what_is_not_kept(
+    async def test_not_on_answers_that_are_not_kept(
         self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]
     ) -> None:
         for path, headers in (

@@ -1,4 +1,4 @@
-"""Pages of other origins: closed until an origin is named."""
+"""CORS: pages of other origins have no access unless a setting names their origin."""
 
 from collections.abc import AsyncIterator
 
@@ -28,7 +28,7 @@ def vary(response: httpx.Response) -> set[str]:
 
 @pytest.fixture
 async def open_api(client: httpx.AsyncClient, the_routes: APIRouter) -> AsyncIterator[httpx.AsyncClient]:
-    """The API, open to one origin besides another."""
+    """A client of the API with two allowed origins."""
     async with open_client(build_service(the_routes, CORS_ORIGINS=f"https://other.example, {FRIEND}")) as own:
         yield own
 
@@ -79,8 +79,8 @@ class TestNamedOrigins:
             answer = await open_api.request("GET", path, content=body, headers={"Origin": FRIEND})
             assert (answer.status_code, cors_headers(answer)["allow-origin"]) == (status, FRIEND)
 
-    async def test_what_is_kept_is_for_one_origin(self, open_api: httpx.AsyncClient, user: User) -> None:
-        """A cache that kept what was asked for without an origin would keep the page of a friend out, too."""
+    async def test_kept_answers_vary_by_origin(self, open_api: httpx.AsyncClient, user: User) -> None:
+        """A cached answer without CORS headers would block the pages of an allowed origin, hence `Vary: Origin`."""
         tag = (await open_api.get(USERS)).headers["etag"]
         for origin in ({"Origin": FRIEND}, {"Origin": STRANGER}, {}):
             for known in ({}, {"If-None-Match": tag}):

@@ -1,4 +1,4 @@
-"""CRUDBase, on the tables of the application and on some of the test's own."""
+"""CRUDBase, on the application's tables and on tables of this module."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,16 +32,16 @@ from tests.helper import is_recent
 
 
 class Body(BaseModel):
-    """What the tables of this module are made and changed with."""
+    """The schema that creates and updates rows of this module's tables."""
 
     name: str = "a"
 
 
-# -------- tables like those that a reader of the README may write --------
+# -------- tables such as a reader of the README may write --------
 
 
 class OwnBase(Base):
-    """Apart from the application's tables, so that neither Alembic nor other tests meet these."""
+    """The base of this module's tables, with separate metadata that Alembic and other tests do not see."""
 
     __abstract__ = True
 
@@ -56,7 +56,7 @@ class Mixed(PersistentDeletion, OwnBase):
 
 
 class Bare(OwnBase):
-    """The columns of soft deletion, written out."""
+    """A table that declares the columns of soft deletion itself."""
 
     __tablename__ = "crud_bare"
 
@@ -75,7 +75,7 @@ class FlagOnly(OwnBase):
 
 
 class Plain(OwnBase):
-    """No soft deletion, no updated_at, a key of two columns, an attribute that is called otherwise than its column."""
+    """A table without soft deletion and `updated_at`, with a composite key and a renamed column."""
 
     __tablename__ = "crud_plain"
 
@@ -118,7 +118,7 @@ class Deletion(BaseModel):
 
 
 class CRUDMixed(CRUDBase[Mixed, Body, Body, Rename, Deletion]):
-    """All five parameters, as older code names them."""
+    """All five type parameters, as older code has them."""
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def tables() -> AsyncIterator[None]:
 
 @pytest.fixture(params=["session", "reader"])
 async def reading(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-    """What reading methods take."""
+    """Each kind of argument that reading methods accept."""
     if request.param == "reader":
         yield default_engines.reader
     else:
@@ -173,7 +173,7 @@ class TestGet:
             "profile_image_url": None,
             "tier_id": None,
         }
-        await asyncio.sleep(0)  # the driver logs its statements a moment later
+        await asyncio.sleep(0)  # the driver logs its statements in the next iteration of the loop
         [sql] = [sql for _, sql in statements.all if "SELECT" in sql]
         assert "email" not in sql
         assert "hashed_password" not in sql
@@ -216,7 +216,7 @@ class TestGet:
     async def test_value_is_a_parameter(self, reading: Database, user: User) -> None:
         assert await crud_users.get(reading, name="' OR TRUE --") is None
 
-    async def test_sees_what_its_session_wrote(self, reading: Database, db: AsyncSession) -> None:
+    async def test_sees_writes_of_its_session(self, reading: Database, db: AsyncSession) -> None:
         await crud_tiers.create(db, TierCreateInternal(name="new"))
         assert await crud_tiers.get(db, name="new") is not None
         assert await crud_tiers.get(default_engines.reader, name="new") is None
@@ -271,8 +271,8 @@ class TestGetMulti:
         }
 
     @pytest.mark.parametrize("kept", [True, False])
-    async def test_every_page_of_what_is_left(self, reading: Database, fetch: Fetch, kept: bool) -> None:
-        """With gaps where rows were deleted; the total is a kept one or counted."""
+    async def test_every_page_of_the_remaining_rows(self, reading: Database, fetch: Fetch, kept: bool) -> None:
+        """Deleted rows leave gaps. The total comes from the kept count or from counting."""
         users = [await make_user(name="Same") for _ in range(9)]
         gone = [users[n].id for n in (0, 3, 4, 8)]
         await fetch('UPDATE "user" SET is_deleted = true WHERE id = ANY($1)', gone)
@@ -300,7 +300,7 @@ class TestGetMulti:
         with pytest.raises(ValueError, match="a primary key of one column"):
             await crud_plain.get_multi(default_engines.reader, after=1)
 
-    async def test_columns_may_be_called_like_what_a_page_knows_of_itself(self, tables: None) -> None:
+    async def test_columns_may_have_the_names_of_internal_page_columns(self, tables: None) -> None:
         async with transaction() as db:
             for found in (False, True):
                 await crud_found.create(db, FoundBody(found=found, rows=7))
@@ -312,7 +312,7 @@ class TestGetMulti:
         with pytest.raises(ValueError, match="not with an offset"):
             await crud_users.get_multi(reading, 1, after=1)
 
-    async def test_total_counts_what_matches(self, reading: Database) -> None:
+    async def test_total_counts_matching_rows(self, reading: Database) -> None:
         for name in ("Same", "Same", "Else", "Same"):
             await make_user(name=name)
         found = await crud_users.get_multi(reading, 0, 2, ["id"], name="Same")
@@ -366,7 +366,7 @@ class TestExistsAndCount:
 
 
 class TestLookup:
-    """A filter whose value the statement finds itself: the id of a user by name."""
+    """A filter whose value the statement looks up, such as the id of a user by name."""
 
     async def test_reads(self, reading: Database, user: User, statements: Statements) -> None:
         posts = [await make_post(user) for _ in range(3)]
@@ -380,14 +380,14 @@ class TestLookup:
         assert await crud_posts.exists(reading, **own)
         assert sum("row_count" in sql for _, sql in statements.all) == 2
 
-    async def test_nothing_equals_what_is_not_found(self, reading: Database, user: User) -> None:
+    async def test_no_row_equals_a_lookup_without_a_result(self, reading: Database, user: User) -> None:
         await make_post(user)
         own: dict[str, Any] = {"created_by_user_id": crud_users.id_of("nobody"), "is_deleted": False}
         assert await crud_posts.count(reading, **own) == 0
         assert not await crud_posts.exists(reading, **own)
 
     @pytest.mark.parametrize(("offset", "after"), [(0, None), (5, None), (0, 5)])
-    async def test_reading_rows_tells_what_is_not_found(
+    async def test_reading_rows_names_the_missing_row(
         self, reading: Database, user: User, offset: int, after: int | None
     ) -> None:
         own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(user.username), "is_deleted": False}
@@ -405,7 +405,7 @@ class TestLookup:
             await crud_posts.get(reading, **own, title=Lookup(Tier, "name", {"id": 1}))
 
     async def test_two_of_them(self, reading: Database, user: User) -> None:
-        """Each with its own parameters, whatever columns the tables have."""
+        """Two lookups in one statement keep their own parameters, even if they use the same columns."""
         other = await make_user()
         await make_post(user, title=other.username)
 
@@ -474,7 +474,7 @@ class TestCreate:
 
 
 class TestUpdate:
-    async def test_schema_sets_only_what_was_set(self, user: User, fetch: Fetch) -> None:
+    async def test_schema_changes_only_the_set_fields(self, user: User, fetch: Fetch) -> None:
         async with transaction() as db:
             assert await crud_users.update(db, UserUpdate(name="New Name"), id=user.id) == 1
         [row] = await fetch('SELECT * FROM "user"')
@@ -606,7 +606,7 @@ class TestTypeParameters:
             assert await crud.delete(db, id=row.id) == 1
 
     async def test_the_last_two_have_defaults(self, tables: None) -> None:
-        """Mypy checks this too: a schema that is not named is refused."""
+        """Mypy checks this too: it refuses a schema that is not among the type parameters."""
         async with transaction() as db:
             row = await crud_mixed.create(db, Body())
             assert await crud_mixed.update(db, Body(name="b"), id=row.id) == 1

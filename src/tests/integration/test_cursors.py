@@ -1,4 +1,4 @@
-"""Cursors: each list that has pages can be read from where a page ended, and nobody else's cursor leads anywhere."""
+"""Cursors: each paginated list continues after the end of a page, and accepts its own cursors only."""
 
 import base64
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ LISTS = ["/users", "/ann/posts", "/tiers", "/tier/free/rate_limits"]
 
 @pytest.fixture
 async def ann(superuser: User) -> User:
-    """Has five posts; there are five users, five tiers and five rate limits of the first one."""
+    """A user with five posts, among five users and five tiers; the first tier has five rate limits."""
     ann, bob, *_ = [await make_user(username=name) for name in ("ann", "bob", "cleo", "dan")]
     free, *_ = [await make_tier(name) for name in ("free", "pro", "gold", "silver", "bronze")]
     for number in range(5):
@@ -131,7 +131,7 @@ class TestForged:
 
 
 class TestChanges:
-    async def test_rows_that_go_move_no_page(self, read: Read, fetch: Fetch) -> None:
+    async def test_deleted_rows_shift_no_page(self, read: Read, fetch: Fetch) -> None:
         first = (await read("/ann/posts", items_per_page=2)).json()
         await fetch("UPDATE post SET is_deleted = true WHERE id = ANY($1)", ids(first))
         following = (await read("/ann/posts", items_per_page=2, cursor=first["next_cursor"])).json()
@@ -153,7 +153,7 @@ class TestChanges:
 
 class TestElsewhere:
     async def test_behind_a_prefix(self, app: FastAPI, client: httpx.AsyncClient, ann: User) -> None:
-        """What one front gave, another one takes."""
+        """A cursor from one prefix works behind another."""
         cursor = (await client.get("/api/v1/ann/posts?items_per_page=2")).json()["next_cursor"]
         async with open_client(app, root_path="/service") as prefixed:
             for path in ("/api/v1/ann/posts", "/service/api/v1/ann/posts"):
@@ -185,7 +185,7 @@ class TestCached:
     async def test_pages_beyond_the_last_are_not_stored(
         self, read: Read, redis: RedisRoles, page: int, stored: bool
     ) -> None:
-        """But for the one on which the next row will appear: there is one such page for each length."""
+        """The first page beyond the last may be stored: the next row will appear on it."""
         response = await read("/ann/posts", items_per_page=1, page=page)
         assert (response.status_code, response.json()["total_count"]) == (200, 5)
         assert bool(await redis.cache.keys("ann_posts:*")) == stored

@@ -1,4 +1,4 @@
-"""Transactions, what follows them, the reader, and what PostgreSQL's errors become."""
+"""Transactions, after-commit callbacks, the reader, and the translation of PostgreSQL's errors."""
 
 import asyncio
 import functools
@@ -139,7 +139,7 @@ class TestOnCommit:
             await write()
         assert (seen, await fetch(TIERS)) == ([], [])
 
-    async def test_runs_if_told_so_when_nobody_knows_whether_it_committed(
+    async def test_runs_after_an_unknown_outcome_if_told_so(
         self, postgres: "asyncpg.Connection[Any]", deferred_table: None
     ) -> None:
         seen: list[str] = []
@@ -148,7 +148,7 @@ class TestOnCommit:
             seen.append("ran")
 
         async def never() -> None:
-            seen.append("ran without being told so")
+            seen.append("ran without even_if_unknown")
 
         async def write_and_lose_the_connection() -> None:
             async with transaction() as db:
@@ -164,10 +164,10 @@ class TestOnCommit:
         await wait_until(functools.partial(has_length, seen, 2))
         assert seen == ["ran"] * 2
 
-    async def test_runs_again_when_a_commit_that_was_given_up_is_over(
+    async def test_runs_again_after_an_abandoned_commit(
         self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
     ) -> None:
-        """The server commits at its leisure: what was done before that was done too early."""
+        """The server may finish a commit after the request has abandoned it; the first run came too early."""
         seen: list[Any] = []
 
         async def look() -> None:
@@ -184,16 +184,16 @@ class TestOnCommit:
             await postgres.execute("SELECT pg_advisory_xact_lock(7)")
             with pytest.raises(DatabaseUnavailableError):
                 await write()
-            await asyncio.sleep(0.5)  # for looks at a commit that is not over
+            await asyncio.sleep(0.5)  # time for more runs, which would be too early
             assert seen == [[]]
         await wait_until(functools.partial(has_length, seen, 2))
         assert seen[1] == [{"name": "new"}]
         await execute("SELECT 1")
 
-    async def test_follows_a_commit_in_which_its_request_is_given_up(
+    async def test_runs_after_a_commit_whose_request_is_cancelled(
         self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
     ) -> None:
-        """Between a commit and what follows from it nobody can be stopped: a cache would keep the older answer."""
+        """A cancellation does not stop a task between its commit and the callbacks, or the cache would stay stale."""
         seen: list[Any] = []
 
         async def look() -> None:
@@ -259,7 +259,7 @@ class TestOnCommit:
 
 @pytest.fixture
 async def deferred_table(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """A table whose foreign key is looked at when the transaction commits."""
+    """A table whose foreign key is checked at the commit."""
     await postgres.execute(
         "CREATE TABLE deferred (tier_id int REFERENCES tier (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED)"
     )
@@ -269,7 +269,7 @@ async def deferred_table(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[N
 
 @pytest.fixture
 async def slow_commit(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """Let each commit that made a tier wait for the advisory lock 7."""
+    """Make each commit of a new tier wait for the advisory lock 7."""
     await postgres.execute(
         "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END $$"
@@ -381,7 +381,7 @@ async def with_reader(db: ReaderDep) -> int:
 
 
 class Watched:
-    """An application, and what a look at the database shows at the moment its answer begins to leave."""
+    """An application that records the result of `look` when its answer begins."""
 
     def __init__(self, app: FastAPI, look: Callable[[], Awaitable[Any]]) -> None:
         self.app = app
@@ -500,7 +500,7 @@ class TestReader:
         assert 1 <= len({row[0].pid for row in rows}) <= settings.POSTGRES_POOL_SIZE
 
     async def test_reads_from_the_replica(self, run_server: RunServer) -> None:
-        """A replica that is not there stops reads, and nothing else."""
+        """A missing replica fails only reads."""
         server = await run_server(environment={"POSTGRES_REPLICA_SERVER": "127.0.0.2"})
         read = await server.client.get("/api/v1/users")
         assert read.status_code == 503
@@ -630,7 +630,7 @@ class TestErrors:
     async def test_connections_that_are_ended_while_idle(
         self, client: httpx.AsyncClient, postgres: "asyncpg.Connection[Any]", logs: LogRecords
     ) -> None:
-        """As after a restart of the server: no request notices."""
+        """Pooled connections are closed, as by a restart of the server; no request fails."""
         await asyncio.gather(*(client.get("/api/v1/users") for _ in range(10)))
         body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
         assert (await client.post("/api/v1/user", json=body)).status_code == 201
@@ -661,7 +661,7 @@ class TestErrors:
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[Any]:
-    """A connection to where the settings lead now."""
+    """Open a connection with the current settings."""
     own_engine = create_async_engine(database_url(settings), poolclass=NullPool)
     try:
         async with own_engine.connect() as connection:
@@ -672,7 +672,7 @@ async def connected() -> AsyncIterator[Any]:
 
 @pytest.fixture
 def socket_directory() -> Iterator[Path]:
-    """A folder with a short path, since that of a socket is limited to 107 bytes, where every user may make one."""
+    """A folder for sockets that every user may write to. Its path is short: a socket's path has at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     folder.chmod(0o777)
     yield folder

@@ -1,4 +1,4 @@
-"""local, staging and production as real processes: who may read the docs, and that the service itself works."""
+"""The environments local, staging and production as real processes: access to the docs, and a working service."""
 
 import os
 import re
@@ -21,7 +21,7 @@ Auth = dict[str, Any]
 
 
 async def check_service(server: RunningServer, user: User) -> None:
-    """Sign in, write, read."""
+    """Check that signing in, writing and reading work."""
     client = server.client
     headers = await sign_in(client, user)
     path = f"/api/v1/{user.username}/post"
@@ -34,7 +34,7 @@ async def check_service(server: RunningServer, user: User) -> None:
 
 
 class Links(HTMLParser):
-    """Everything that a page makes the browser load."""
+    """The resources that a page makes the browser load."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Links(HTMLParser):
 
 
 async def check_pages(client: httpx.AsyncClient, auth: Auth) -> None:
-    """The pages load nothing from elsewhere, and what they load is there."""
+    """Check that the pages load existing resources from this server only."""
     document = (await client.get("/openapi.json", **auth)).json()
     assert document["openapi"].startswith("3.")
     assert "/api/v1/login" in document["paths"]
@@ -66,7 +66,7 @@ async def check_pages(client: httpx.AsyncClient, auth: Auth) -> None:
 
 
 async def test_local(run_server: RunServer, user: User) -> None:
-    """Works without a SECRET_KEY, too, and says what that means."""
+    """The service also works without a SECRET_KEY, and warns about the consequences."""
     server = await run_server(environment={"SECRET_KEY": ""})
     await check_pages(server.client, {})
     await check_service(server, user)
@@ -95,7 +95,7 @@ class TestStaging:
                 assert response.json().keys() == {"detail"}
                 assert ("WWW-Authenticate" in response.headers) is (status == 401)
                 assert response.headers["Cache-Control"] == "private, no-store"
-            # A browser asks for name and password when it is told to by Basic.
+            # The Basic challenge makes a browser prompt for name and password.
             assert (await client.get(path)).headers["WWW-Authenticate"].startswith('Basic realm="docs"')
         for auth in (
             {"headers": tokens["superuser"]},
@@ -122,7 +122,7 @@ class TestProduction:
 
 
 async def test_settings_that_are_refused(run_program: RunProgram) -> None:
-    """One line names the setting, and the value is not printed. `tests/unit/test_config.py` has all of them."""
+    """One line names the setting without its value. `tests/unit/test_config.py` tests all refused settings."""
     refused = [
         ({"ENVIRONMENT": "production", "SECRET_KEY": ""}, "SECRET_KEY"),
         ({"ENVIRONMENT": "staging", "SECRET_KEY": "only-31-bytes-of-a-key-you-see-"}, "SECRET_KEY"),

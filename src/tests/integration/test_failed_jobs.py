@@ -1,4 +1,4 @@
-"""Jobs that end badly: however they do, a superuser finds them in the list and can queue them again."""
+"""Failed jobs: after every kind of failure, a superuser finds the job in the list and can queue it again."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ async def work(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> list[Any]:
 
 
 def at_start(job: Callable[..., Any]) -> CronJob:
-    """Runs when the worker starts, and by the clock not before half a year has passed."""
+    """Make a cron job that runs at the worker's start, and next in about half a year."""
     return cron(job, run_at_startup=True, month=(datetime.now(UTC).month + 5) % 12 + 1)
 
 
@@ -56,7 +56,7 @@ async def failures() -> list[tuple[str, str, str, int]]:
 
 
 class TestHowJobsEnd:
-    """Each way out of the queue but success leads into the list, and nothing else does."""
+    """Exactly the jobs that end without success appear in the list."""
 
     async def test_well(self) -> None:
         await queue.pool.enqueue_job("work")
@@ -96,7 +96,7 @@ class TestHowJobsEnd:
         await run_jobs(wait, tries=1)
         assert await failures() == [("x", "wait", "TimeoutError: nobody answers", 1)]
 
-    async def test_wants_to_run_again_once_too_often(self) -> None:
+    async def test_retry_after_the_last_try(self) -> None:
         async def again(ctx: dict[str, Any]) -> None:
             raise Retry
 
@@ -104,7 +104,7 @@ class TestHowJobsEnd:
         await run_jobs(again, tries=2)
         assert await failures() == [("x", "again", "JobExecutionFailed: wants to run again, but has no try left", 2)]
 
-    async def test_workers_that_ended_over_it(self, redis: RedisRoles) -> None:
+    async def test_workers_that_ended_during_the_job(self, redis: RedisRoles) -> None:
         await queue.pool.enqueue_job("work", _job_id="x")
         await redis.queue.set("arq:retry:x", 5)
         await run_jobs(work)
@@ -138,13 +138,13 @@ class TestHowJobsEnd:
         assert await failures() == [("x", "make", "unable to serialize result", 1)]
 
     async def test_job_with_a_policy_of_its_own(self) -> None:
-        """One that keeps no result is seen to fail all the same."""
+        """The list has failures of jobs without a stored result, too."""
         await queue.pool.enqueue_job("crash", _job_id="x")
         await run_jobs(func(crash, max_tries=2, keep_result=0))
         assert await failures() == [("x", "crash", "ValueError: no such thing", 2)]
 
     async def test_cancelled_by_a_stop(self) -> None:
-        """It is handed back, which is no failure."""
+        """The worker returns the job to the queue; this does not count as a failure."""
         runs = []
 
         async def stop(ctx: dict[str, Any]) -> None:
@@ -160,14 +160,14 @@ class TestHowJobsEnd:
 
 class TestCronJobs:
     async def test_that_fails(self) -> None:
-        """One try, and one entry however often: it would push out those of all other jobs in the end."""
+        """A cron job gets one try and one entry in total. More entries would displace those of other jobs."""
         for _ in range(2):
             worker = await run_jobs(cron_jobs=[at_start(crash)])
             assert (worker.jobs_retried, worker.jobs_failed) == (0, 1)
         assert await failures() == [("cron:crash", "cron:crash", "ValueError: no such thing", 1)]
 
     async def test_of_settings_that_are_copied(self) -> None:
-        """Its tries do not multiply."""
+        """Decorated settings that copy decorated cron jobs do not multiply the tries."""
 
         @retried(0.001)
         class First:
@@ -181,10 +181,10 @@ class TestCronJobs:
         assert worker.jobs_complete == 1
         assert await failures() == []
 
-    async def test_that_a_worker_was_killed_over(self, redis: RedisRoles) -> None:
+    async def test_after_a_worker_was_killed(self, redis: RedisRoles) -> None:
         await queue.pool.enqueue_job("cron:work", _job_id="x")
         await redis.queue.set("arq:retry:x", 1)
-        far = now() + timedelta(days=60)  # else its own time might come meanwhile
+        far = now() + timedelta(days=60)  # far enough that its own schedule does not start it
         worker = await run_jobs(cron_jobs=[cron(work, month=far.month, day=far.day, hour=0, minute=0)])
         assert worker.jobs_complete == 1
 
@@ -297,7 +297,7 @@ class TestRetryFailedTask:
         assert_error(response, 404, NOT_FOUND)
 
     async def test_id_is_in_use(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
-        """A job with an id of its own may have been queued anew, once its result was gone."""
+        """After the expiry of its result, a job with a fixed id may have been queued again."""
         await fail("x", "old")
         await queue.pool.delete("arq:result:x")
         await queue.pool.enqueue_job("work", "new", _job_id="x")
@@ -318,7 +318,7 @@ async def test_task_whose_id_can_be_guessed_is_for_superusers(
 
 
 async def test_arguments_are_in_no_message_of_the_server(redis: RedisRoles) -> None:
-    """An error names the command only: the log gets it."""
+    """An error contains the name of the command only, because it is logged."""
     await redis.queue.set("text", "x")
     async with queue.pool.pipeline() as pipe:
         pipe.hset("text", "name", "s3cret")

@@ -1,4 +1,4 @@
-"""Servers that are killed, paused or not there yet, one at a time: what is still answered, and how all recovers."""
+"""Servers that are killed, paused or missing at the start, one at a time: the answers meanwhile, and the recovery."""
 
 import asyncio
 import json
@@ -34,11 +34,11 @@ TASK = f"{API}/tasks/task"
 MESSAGE = {"message": "x"}
 Request = tuple[str, str, list[str], str]
 """Method, path, header lines and body."""
-# No answer may take longer; it says that a wait is bounded, not how fast anything is.
+# The greatest latency of any answer in seconds. It shows that waits are bounded, and is no measure of speed.
 BOUND = 10
 
 
-# What the service waits for by default; other tests have more patience.
+# The service's default timeouts; other tests use longer ones.
 DEFAULTS = {"REDIS_CACHE_TIMEOUT": "0.2", "REDIS_QUEUE_TIMEOUT": "1", "REDIS_RATE_LIMIT_TIMEOUT": "1"}
 
 
@@ -108,7 +108,7 @@ async def wait_for_role(server: RunningServer, role: str, state: str) -> None:
 
 
 def outages(server: RunningServer, role: str) -> tuple[int, int]:
-    """How often the log says that a Redis server went away, and that it came back."""
+    """Count the log events of a Redis server's outages and returns."""
     lines = [line for line in server.output.splitlines() if f'role="{role}"' in line]
     return sum("redis server away" in line for line in lines), sum("redis server back" in line for line in lines)
 
@@ -132,7 +132,7 @@ class Blog:
         assert response.status_code == 200
 
     async def is_cached(self, server: RunningServer) -> bool:
-        """Whether what is stored is served: it is changed behind the service's back."""
+        """Return whether the service answers from the cache: change the stored answer directly, then read it."""
         await server.client.get(self.path)
         client = self.client()
         try:
@@ -176,7 +176,7 @@ class TestCache:
             assert (status, dependencies["cache"]) == (200, "down")
         await back(blog.valkey, how)
         for number in range(4, 20):
-            # Now through the one, now through the other, while both find out that the cache is back.
+            # Alternate between the processes while both discover that the cache is back.
             await blog.write(blog.servers[number % 2], str(number))
             assert [await blog.read(server) for server in blog.servers] == [str(number)] * 2
         for server in blog.servers:
@@ -186,7 +186,7 @@ class TestCache:
             await self.check_process_that_did_not_notice(blog)
 
     async def check_process_that_did_not_notice(self, blog: Blog) -> None:
-        """The one writes while the cache is away, the other asks nothing meanwhile."""
+        """Write through one process while the cache is away; the other process gets no request in that time."""
         first = blog.servers[0]
         pause(blog.valkey)
         await blog.write(first, "the last")
@@ -194,8 +194,8 @@ class TestCache:
         assert [await blog.read(server) for server in blog.servers] == ["the last"] * 2
 
     @WAYS
-    async def test_who_finds_it_away_does_not_wait_long(self, blog: Blog, how: str) -> None:
-        """Each time that a process looks whether it is back, one answer takes a quarter of a second at most."""
+    async def test_retries_delay_answers_briefly(self, blog: Blog, how: str) -> None:
+        """Each retry after the pause delays one answer, by a quarter of a second at most."""
         server = blog.servers[0]
         assert await blog.is_cached(server)
         await away(blog.valkey, how)
@@ -205,13 +205,13 @@ class TestCache:
             assert await blog.read(server) == "0"
             seconds.append(time.monotonic() - began)
             await asyncio.sleep(1.1 * RedisServer.PAUSE)
-        assert min(seconds) < 0.25  # by any of them; the others may have met a busy machine
+        assert min(seconds) < 0.25  # the fastest of them, because a busy machine may delay the others
 
     async def test_start_without_it(self, run_server: RunServer, user: User) -> None:
         server = await run_server(environment={**DEFAULTS, "REDIS_CACHE_PORT": str(free_port())})
         for _ in range(5):
             assert (await server.client.get(f"{API}/{user.username}/posts", timeout=BOUND)).status_code == 200
-        assert outages(server, "cache invalidation") == (1, 0)  # what a process begins with; it reads nothing before
+        assert outages(server, "cache invalidation") == (1, 0)  # by the invalidation at the start, before any read
 
 
 class TestRateLimiter:
@@ -283,8 +283,8 @@ class TestQueue:
         assert outages(server, "queue") == (1, 1)
 
 
-async def test_server_is_left_alone_after_a_try_however_long_it_took() -> None:
-    """Or else each request would try, one after the other, and wait."""
+async def test_pause_follows_each_try_of_any_length() -> None:
+    """Otherwise each request would try the server in turn, and wait for the timeout."""
     server = RedisServer("test")
     server.open(HOST, free_port(), 0, None, 1)
     tries = 0
@@ -307,7 +307,7 @@ async def test_server_is_left_alone_after_a_try_however_long_it_took() -> None:
 
 class TestAllRedisServers:
     OUTAGE = 3
-    """Seconds, as documented: what is waited for by default adds up to less."""
+    """The documented bound in seconds, above the sum of the default timeouts."""
 
     async def test_away_at_once(
         self, valkey: Valkey, run_server: RunServer, headers_for: HeadersFor, user: User
@@ -341,7 +341,7 @@ class TestAllRedisServers:
             await wait_for_role(server, role, "up")
 
     async def test_restarted_while_idle(self, valkey: Valkey, run_server: RunServer, user: User) -> None:
-        """No request finds a connection of the old server."""
+        """No request fails on a connection to the old server."""
         environment = {**DEFAULTS, **valkey.environment("CACHE", "QUEUE", "RATE_LIMIT")}
         server = await run_server(environment={**environment, "DEFAULT_RATE_LIMIT_LIMIT": "20"})
 
@@ -357,10 +357,10 @@ class TestAllRedisServers:
 
 
 class TestPostgres:
-    """An outage of any kind, under way and over. Each request that needs the database is answered within `OUTAGE`."""
+    """Outages of all kinds, and the recovery. Each request that needs the database gets its answer within `OUTAGE`."""
 
     OUTAGE = 3
-    """Seconds, as documented: what is waited for by default (pool, connect, statement) adds up to less."""
+    """The documented bound in seconds, above the sum of the default timeouts (pool, connect, statement)."""
 
     @pytest.fixture
     async def postgres_server(self, tmp_path: Path) -> AsyncIterator[Postgres]:
@@ -374,7 +374,7 @@ class TestPostgres:
 
     @pytest.fixture
     async def requests(self, server: RunningServer) -> list[Request]:
-        """A mix of 60: anonymous reads, reads and writes with a token, sign-ins, sign-ups."""
+        """A mix of 60 requests: anonymous reads, reads and writes with a token, sign-ins, sign-ups."""
         assert await self.sign_up(server, "before") == 201
         data = {"username": "before", "password": PASSWORD}
         token = (await server.client.post(f"{API}/login", data=data)).json()["access_token"]
@@ -401,7 +401,7 @@ class TestPostgres:
         return response.status_code
 
     async def all_unavailable(self, server: RunningServer, requests: Sequence[Request]) -> None:
-        """Each says so, in time."""
+        """Assert that each request gets a 503 within `OUTAGE`."""
 
         async def check(method: str, path: str, headers: Sequence[str], body: str) -> None:
             async with asyncio.timeout(self.OUTAGE):
@@ -417,14 +417,14 @@ class TestPostgres:
         assert ready.json()["dependencies"]["postgresql"] == "down"
 
     async def check_recovery(self, server: RunningServer, requests: Sequence[Request]) -> None:
-        """Five seconds after its return nothing is refused."""
+        """Assert that five seconds after the server's return all requests succeed."""
         await asyncio.sleep(5)
         answers = await asyncio.gather(*(send(server.port, *request) for request in requests))
         assert {status for status, _, _ in answers} == {200, 201}
         assert "Traceback" not in server.output
 
     async def test_restarted_while_idle(self, postgres_server: Postgres, server: RunningServer) -> None:
-        """No request finds a connection of the old server, though many are in the pools."""
+        """No request fails on a connection to the old server, although the pools hold many."""
         await asyncio.gather(*(self.sign_up(server, f"user{number}") for number in range(5)))
         await asyncio.gather(*(server.client.get(f"{API}/users") for _ in range(20)))
         await asyncio.to_thread(postgres_server.stop)
@@ -447,14 +447,14 @@ class TestPostgres:
     async def test_does_not_answer(
         self, postgres_server: Postgres, server: RunningServer, requests: list[Request]
     ) -> None:
-        """Paused under requests, so that open connections are silent, and then new ones."""
+        """Pause the server during requests: first the open connections are silent, then the new ones."""
         with all_processes_paused(postgres_server):
             for _ in range(3):
                 await self.all_unavailable(server, requests)
         await self.check_recovery(server, requests)
 
     async def test_is_killed_under_statements(self, postgres_server: Postgres, server: RunningServer) -> None:
-        """Their answers never come, and a lock that they wait for is never given."""
+        """The statements never get an answer; some wait for a lock that they never get."""
         user, password = postgres_server.user, postgres_server.password
         connection = await asyncpg.connect(
             host=HOST, port=postgres_server.port, user=user, password=password, database=postgres_server.database
@@ -486,7 +486,7 @@ class TestPostgres:
     async def test_accepts_nothing(
         self, postgres_server: Postgres, server: RunningServer, requests: list[Request]
     ) -> None:
-        """Connections are neither made nor refused, as behind a firewall that drops what it gets."""
+        """The port neither accepts nor refuses connections, as behind a firewall that drops packets."""
         await kill(postgres_server)
         with socket.socket() as hole:
             hole.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -508,7 +508,7 @@ class TestPostgres:
     async def test_lock_that_somebody_holds(
         self, run_server: RunServer, postgres: Any, headers_for: HeadersFor, user: User, client: httpx.AsyncClient
     ) -> None:
-        """It stops those who need the table, for a bounded time, and nobody else."""
+        """A locked table delays the requests that need it, for a bounded time, and no others."""
         headers = await headers_for(user)
         post = await make_post(user)
         server = await run_server(environment={"POSTGRES_LOCK_TIMEOUT": "0.5"})

@@ -1,4 +1,4 @@
-"""A settings group that is taken out of `class Settings(...)` switches its feature off, and nothing else."""
+"""Removing a settings group from `class Settings(...)` switches off its feature only."""
 
 import re
 import shutil
@@ -38,7 +38,7 @@ StartWithout = Callable[..., Awaitable[RunningServer]]
 
 @pytest.fixture
 def start_without(run_server: RunServer, tmp_path: Path) -> StartWithout:
-    """Start a copy of the service whose settings lack these groups; the servers they would name are not there."""
+    """Start a copy of the service without these settings groups and without their servers."""
 
     async def start(*groups: str) -> RunningServer:
         copy = tmp_path / "src"
@@ -61,7 +61,7 @@ def start_without(run_server: RunServer, tmp_path: Path) -> StartWithout:
 
 
 async def check(server: RunningServer, user: User, *groups: str) -> None:
-    """Everything works as it should with these groups left out."""
+    """Check that all features work as they should without these groups."""
     client = server.client
     headers = await sign_in(client, user)
     await check_posts(client, user, headers)
@@ -152,7 +152,7 @@ async def test_all_of_them_left_out(start_without: StartWithout, user: User) -> 
 
 
 async def check_rule_of_a_tier(server: RunningServer) -> None:
-    """It holds without a default, too."""
+    """Check that a tier's limit applies without a default, too."""
     tier = await make_tier()
     await make_rate_limit(tier, limit=1)
     headers = await sign_in(server.client, await make_user(tier_id=tier.id))

@@ -1,4 +1,4 @@
-"""What the application asks of the database is found by an index, also when the tables are large."""
+"""The application's statements on large tables: each finds its rows by an index."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ from tests.environment import connected
 from tests.fixtures import own_database
 
 PROLIFIC = 5
-"""Wrote the last third of the posts: whoever walks the table for the first of them passes by all others."""
+"""The id of the author of the last third of the posts: a scan for the first of these passes all other posts."""
 FILL = """
 INSERT INTO tier (name, created_at) SELECT 'tier' || n, now() FROM generate_series(1, 50) n;
 INSERT INTO rate_limit (tier_id, name, path, "limit", period, created_at)
@@ -69,19 +69,19 @@ Statement = tuple[str, Sequence[Any]]
 async def large() -> AsyncIterator[Connection]:
     """A connection to a database with many rows."""
     async with own_database() as name, connected(name) as connection:
-        connection.add_log_listener(lambda *_: None)  # counting anew replaces the triggers, and says so
+        connection.add_log_listener(lambda *_: None)  # hide notices about replaced triggers
         await connection.execute("SET client_min_messages = warning")
         await connection.execute(FILL)
         await connection.execute("VACUUM ANALYZE")
         async with asyncio.timeout(30):
-            # Autovacuum, at another table at the same time, keeps this from marking the pages whose rows all can see.
-            # The planner thinks less of indexes without.
+            # A concurrent autovacuum of another table keeps VACUUM from marking pages as all-visible. Without the
+            # marks, the planner estimates index scans as more expensive. Repeat until all are marked.
             while await connection.fetchval(UNMARKED):
                 await connection.execute("VACUUM")
         yield connection
 
 
-# -------- what the application asks, with values for the large database --------
+# -------- the application's statements, with values for the large database --------
 
 TOKEN = RefreshToken(UUID(int=7), "x")
 LIFETIME = timedelta(days=1)
@@ -151,7 +151,7 @@ WRITES: dict[str, Callable[[Any], Awaitable[Any]]] = {
 
 @contextmanager
 def recording() -> Iterator[list[Statement]]:
-    """What both engines send meanwhile, with the values."""
+    """Record the statements of both engines with their values."""
     sent: list[Statement] = []
 
     def log(query: Any) -> None:
@@ -186,17 +186,17 @@ def recording() -> Iterator[list[Statement]]:
 async def statements_of(name: str) -> list[Statement]:
     with recording() as sent:
         if name in READS:
-            with suppress(NotFoundError):  # it is the large database that has the rows
+            with suppress(NotFoundError):  # only the large database has the rows
                 await READS[name](default_engines.reader)
         else:
             async with transaction() as db:
                 await WRITES[name](db)
-        await asyncio.sleep(0)  # the driver logs a moment later
+        await asyncio.sleep(0)  # the driver logs in the next iteration of the loop
     assert sent
     return sent
 
 
-# What PostgreSQL itself asks when a row goes that others refer to: `ri_triggers.c` has the words.
+# The lookups that PostgreSQL itself makes for foreign keys on the deletion of a row, as in `ri_triggers.c`.
 REFERRING = """
 SELECT format('%s ONLY %s WHERE $1 = %I%s', CASE confdeltype WHEN 'c' THEN 'DELETE FROM' ELSE 'SELECT 1 FROM' END,
               conrelid::regclass, attname, CASE confdeltype WHEN 'c' THEN '' ELSE ' FOR KEY SHARE' END)
@@ -205,9 +205,9 @@ FROM pg_constraint JOIN pg_attribute ON attrelid = conrelid AND attnum = conkey[
 
 
 async def tables_read_whole(connection: Connection, sql: str, values: Sequence[Any]) -> set[str]:
-    """The large tables that a plan reads from the beginning, by an index or not, be it made for the values or for any.
+    """Return the large tables that the custom or the generic plan reads from the beginning, by an index or not.
 
-    That of an index which holds only what is wanted (no Filter) is the way to a page.
+    A scan without a filter of an index that holds only the wanted rows does not count: pages are found that way.
     """
     custom = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {sql}", *values)
     await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE any_values AS {sql}")
@@ -237,7 +237,7 @@ class TestPlans:
         for sql, values in await statements_of(name):
             assert await tables_read_whole(large, sql, values) == set(), sql
 
-    async def test_nor_when_a_row_goes_that_others_refer_to(self, large: Connection) -> None:
+    async def test_no_large_table_is_read_whole_when_a_referenced_row_is_deleted(self, large: Connection) -> None:
         lookups = [row["format"] for row in await large.fetch(REFERRING)]
         assert len(lookups) == 5
         for sql in lookups:
@@ -252,7 +252,7 @@ class TestPlans:
             ("ix_session_user_id", "sessions", "session"),
         ],
     )
-    async def test_that_is_so_because_of_the_indexes(
+    async def test_large_tables_are_read_whole_without_the_indexes(
         self, large: Connection, index: str, name: str, table: str
     ) -> None:
         [(sql, values)] = await statements_of(name)

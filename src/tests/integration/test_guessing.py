@@ -1,4 +1,4 @@
-"""Limits on guessing passwords, signing up and asking for mail, as an attacker and as the one attacked meet them."""
+"""Limits on password guesses, sign-ups and requests for mail, for the attacker and for the victim."""
 
 import asyncio
 from typing import Any
@@ -19,7 +19,7 @@ WALL = "Too many wrong passwords: wait as long as the Retry-After header says"
 
 @pytest.fixture(autouse=True)
 def _believed_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that requests can come from many addresses."""
+    """Trust the proxy header, so that requests can come from many addresses."""
     monkeypatch.setattr(settings, "FORWARDED_ALLOW_IPS", "127.0.0.1")
 
 
@@ -56,7 +56,7 @@ class TestSignIn:
         assert await guess(client, user.username, 11) == [401] * 10 + [429]
 
     async def test_name_and_address_are_one_account(self, client: httpx.AsyncClient, user: User) -> None:
-        """The other name says nothing of it, or everybody could find out whose address it is."""
+        """The answers for the e-mail address give no hint of the account, or they would reveal its owner."""
         assert await guess(client, user.username, 10) == [401] * 10
         assert_unauthorized(await attempt(client, user.email.upper(), PASSWORD))
         assert_unauthorized(await attempt(client, "nobody@example.com", PASSWORD))
@@ -90,12 +90,12 @@ class TestSignIn:
     async def test_one_address_with_a_list_of_accounts_meets_a_wall(
         self, client: httpx.AsyncClient, user: User
     ) -> None:
-        """A list of stolen passwords, one try for each account, the last of which would have been right."""
+        """An attacker tries one stolen password for each account; only the last one is right."""
         for number in range(100):
             assert_unauthorized(await attempt(client, f"somebody{number}", "from a leak"))
         assert_error(await attempt(client, user.username, PASSWORD), 429, WALL)
 
-    async def test_wall_of_an_address_is_none_for_who_has_signed_in_from_it(
+    async def test_limit_of_an_address_spares_accounts_that_signed_in_from_it(
         self, client: httpx.AsyncClient, user: User
     ) -> None:
         assert (await attempt(client, user.username, PASSWORD)).status_code == 200
@@ -167,7 +167,7 @@ class TestPasswordReset:
         assert "Retry-After" in response.headers
 
     async def test_few_mails_for_one_account(self, client: httpx.AsyncClient, user: User, redis: RedisRoles) -> None:
-        """The answer stays the same; what was mailed first keeps its worth."""
+        """The answer stays the same, and the tokens in the first mails stay valid."""
         for number in range(6):
             response = await client.post(
                 "/api/v1/password/forgot",

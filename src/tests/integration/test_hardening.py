@@ -1,4 +1,4 @@
-"""What an attacker tries on the whole of the API, and what the code must not have: named by `docs/security.md`."""
+"""Attacks on the whole API, and constructs that the code must not have; `docs/security.md` names these tests."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ from tests.helper import assert_unauthorized
 from tests.repository import TOP
 
 SIGN_UP = {"name": "Jane", "username": "jane", "email": "jane@example.com", "password": PASSWORD}
-# What a page of another origin can send without asking first.
+# Content types that a page of another origin can send without a preflight request.
 SIMPLE = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
 SECRET_COLUMNS = {"hashed_password", "refresh_hash", "spent_hash", "token_hash", "uuid"}
 
@@ -94,7 +94,7 @@ class TestRequestsOfAnotherSite:
             assert (await client.post(f"/api/v1/{path}", json=body)).status_code == status
 
     def test_reading_begins_no_transaction(self, app: FastAPI) -> None:
-        """What cannot commit changes nothing: links and images that make a browser read do no harm."""
+        """GET routes cannot commit, so links and images of other sites do no harm."""
         routes = [
             context.original_route
             for context in iter_route_contexts(app.routes)
@@ -129,7 +129,7 @@ class TestAddresses:
 
 
 class TestCode:
-    """What would make input dangerous is not there; `ruff` looks for the same at each commit, and for more."""
+    """The code has no constructs that make input dangerous; `ruff` checks these and more at each commit."""
 
     TREES = tuple((file, ast.parse(file.read_text())) for file in sorted((SRC / "app").rglob("*.py")))
 
@@ -153,7 +153,7 @@ class TestCode:
         assert not self.imported() & {"pickle", "marshal", "shelve", "yaml", "xml", "lxml", "dill"}
 
     def test_opens_no_address(self) -> None:
-        """Whoever adds a client for other services has to say here, and in `docs/security.md`, whom it may call."""
+        """A new client for other services must be added here and, with its addresses, in `docs/security.md`."""
         assert "aiosmtplib" in self.imported()
         assert not self.imported() & {"aiohttp", "http", "httpx", "httpx2", "requests", "socket", "urllib", "urllib3"}
 
@@ -171,7 +171,7 @@ class TestCode:
 
 
 def test_the_image_has_no_history() -> None:
-    """Neither `.git` nor an `.env` is sent to the builder, and the image for production takes `src` alone."""
+    """The builder gets no `.git` and no `.env`, and the production image copies `src` only."""
     patterns = [line for line in (TOP / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert patterns[0] == "*"
     assert not {"!.git", "!.git/", "!.*", "!**"} & {*patterns}
@@ -189,7 +189,7 @@ async def test_body_of_very_many_fields_costs_one_error(client: httpx.AsyncClien
 
 
 async def test_very_long_answers_are_not_stored(client: httpx.AsyncClient, user: User, redis: RedisRoles) -> None:
-    """Anybody may ask for pages of any size: long ones would fill the cache's server."""
+    """Every client may request pages of any size; stored long pages could fill the cache's server."""
     for _ in range(5):
         await make_post(user, text="x" * 63206)
     page = f"/api/v1/{user.username}/posts"
@@ -209,7 +209,7 @@ async def test_very_long_answers_are_not_stored(client: httpx.AsyncClient, user:
         ("password/reset", {"token": "wrong", "new_password": "Str1ngst!"}, "reset_password"),
     ],
 )
-async def test_what_comes_without_a_token_leaves_an_event_too(
+async def test_requests_without_a_token_leave_an_event_too(
     client: httpx.AsyncClient, logs: LogRecords, path: str, body: dict[str, str], name: str
 ) -> None:
     response = await client.post(f"/api/v1/{path}", json=body)

@@ -36,7 +36,7 @@ class TestReadReadiness:
         assert (response.status_code, response.json()["dependencies"]["postgresql"]) == (503, "down")
 
     async def test_before_the_migrations(self, run_server: RunServer, empty_database: str) -> None:
-        """Outside the local environment nothing migrates at start-up."""
+        """Outside the local environment, the start does not migrate the database."""
         server = await run_server(environment={"ENVIRONMENT": "staging", "POSTGRES_DB": empty_database})
         ready = await server.client.get("/health/ready")
         assert ready.status_code == 503

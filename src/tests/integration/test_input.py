@@ -1,4 +1,4 @@
-"""Odd input for every operation that OpenAPI lists: refused with a 4xx that says why, never a 5xx, never echoed."""
+"""Odd input for every operation in the OpenAPI document: each gets a 4xx with a reason, no 5xx, and no echo."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from app.models.user import User
 from tests.factories import make_post, make_rate_limit, make_tier
 from tests.fixtures import RedisRoles
 
-# Part of every odd string, to be found nowhere in a 422.
+# A part of every odd string; no 422 may contain it.
 MARK = "3ch0"
 NESTED = 30_000
 
@@ -152,7 +152,7 @@ def operations(condition: Callable[[str, dict[str, Any]], bool]) -> pytest.MarkD
 
 
 def resolve(schema: dict[str, Any]) -> dict[str, Any]:
-    """Follow references, and take the first of several possible schemas."""
+    """Follow references, and take the first of alternative schemas."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return resolve(app.openapi()["components"]["schemas"][name])
@@ -166,7 +166,7 @@ def valid_value(schema: dict[str, Any]) -> Any:
 
 
 def valid_body(operation: dict[str, Any]) -> dict[str, Any]:
-    """A body that the operation's schema accepts."""
+    """Return a body that the operation's schema accepts."""
     (content,) = operation["requestBody"]["content"].values()
     schema = resolve(content["schema"])
     return {
@@ -177,7 +177,7 @@ def valid_body(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 class Caller:
-    """Sends as the superuser, to rows that exist, and keeps account of what must not be."""
+    """A client that sends requests as the superuser to existing rows, and records faulty answers."""
 
     def __init__(
         self, client: httpx.AsyncClient, headers: dict[str, str], values: dict[str, str], redis: RedisRoles
@@ -195,7 +195,7 @@ class Caller:
         return path
 
     async def send(self, what: str, method: str, url: str, **options: Any) -> httpx.Response:
-        """Send a request; `what` names it should it go wrong."""
+        """Send a request; `what` names it in the record of faults."""
         await self._redis.rate_limit.flushdb()
         headers = httpx.Headers(self._headers)
         headers.update(options.pop("headers", {}))
@@ -233,13 +233,13 @@ def as_json(value: Any) -> bytes:
 
 @operations(lambda _, operation: "requestBody" in operation)
 class TestBodies:
-    async def test_what_is_made_odd_here_is_valid(
+    async def test_unchanged_bodies_are_valid(
         self, caller: Caller, method: str, path: str, operation: dict[str, Any]
     ) -> None:
         (content_type,) = operation["requestBody"]["content"]
         body = {"json" if content_type == "application/json" else "data": valid_body(operation)}
         response = await caller.send("valid", method, caller.url(path), **body)
-        # Otherwise somebody else's password or token, or a name that is taken.
+        # Valid input can still have a wrong password, a wrong token or a name that is taken.
         assert response.is_success or response.status_code in {401, 403, 409}
 
     async def test_odd_values_in_each_field(
@@ -378,13 +378,13 @@ class TestQueries:
 
 @operations(lambda *_: True)
 async def test_odd_headers(caller: Caller, method: str, path: str, operation: dict[str, Any]) -> None:
-    """Tokens that are none are 401 where a token is read; other headers change nothing."""
+    """Malformed tokens get a 401 wherever a token is read; other odd headers have no effect."""
     body = {"json": valid_body(operation)} if "requestBody" in operation else {}
     url = caller.url(path) + ("?message=test" if path.endswith("/tasks/task") else "")
     for token in ODD_TOKENS:
         headers = {"Authorization": b"Bearer " + token.encode("latin-1")}
         response = await caller.send(f"token {token[:40]!r}", method, url, headers=headers, **body)
-        # What FastAPI takes for no token at all is one.
+        # FastAPI treats a blank token as a missing one.
         if "security" in operation and token.strip():
             assert response.status_code == 401, token[:40]
             assert response.headers["WWW-Authenticate"].startswith("Bearer")

@@ -1,4 +1,4 @@
-"""A stored answer to a known URL is served before FastAPI reads the request, with no other difference for clients."""
+"""Stored answers to known URLs: served before FastAPI reads the request, without a visible difference for clients."""
 
 import asyncio
 from collections import Counter
@@ -25,7 +25,7 @@ Number = Annotated[int, Query(ge=1, le=9)]
 
 
 class Shop:
-    """Counts what ran, and of what kind the requests were that it saw."""
+    """Routes that count the runs of their functions and the types of the requests."""
 
     def __init__(self) -> None:
         self.ran: Counter[str] = Counter()
@@ -84,7 +84,7 @@ async def test_each_url_has_its_own_answer(client: httpx.AsyncClient, shop: Shop
     assert (await client.head("/plain/pen")).status_code == 203
 
 
-async def test_what_is_wrong_stays_wrong(client: httpx.AsyncClient, shop: Shop) -> None:
+async def test_wrong_requests_are_refused_beside_known_urls(client: httpx.AsyncClient, shop: Shop) -> None:
     for _ in range(3):
         assert (await client.get("/plain/pen")).status_code == 203
         for path in ("/plain/PEN", "/plain/pen?page=0", "/plain/pen?page=x", "/plain/p%20n"):
@@ -94,7 +94,7 @@ async def test_what_is_wrong_stays_wrong(client: httpx.AsyncClient, shop: Shop) 
 
 
 async def test_a_removed_answer_is_made_once(client: httpx.AsyncClient, shop: Shop, redis: RedisRoles) -> None:
-    async with asyncio.timeout(LEASE_SECONDS):  # which is how long a miss would wait for a lease of its own
+    async with asyncio.timeout(LEASE_SECONDS):  # a cache miss would wait this long for its lease
         for times in range(1, 4):
             for _ in range(3):
                 assert (await client.get("/plain/pen")).json() == {"name": "pen", "page": 1}
@@ -114,7 +114,7 @@ async def test_dependencies_run_for_every_request(client: httpx.AsyncClient, sho
 
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of all look-ups that came before FastAPI read the request."""
+    """The keys of all lookups before FastAPI reads the request."""
     keys: list[str] = []
 
     async def record(store: CacheStore, key: str, expiration: int) -> tuple[bytes | None, bytes]:
@@ -158,10 +158,10 @@ async def test_invalid_and_long_urls_are_not_remembered(client: httpx.AsyncClien
 
 
 class TestIncludedRouters:
-    """A guard counts wherever it is declared, and only there."""
+    """A guard protects exactly the routes that it is declared for."""
 
     async def check(self, application: FastAPI, shop: Shop, open_path: str | None, guarded_path: str) -> None:
-        """Read both paths until their URLs are known, then let the guard refuse requests."""
+        """Read both paths until their URLs are known; then make the guard refuse requests."""
         async with open_client(application) as client:
             paths = [path for path in (open_path, guarded_path) if path is not None]
             for times in range(1, 4):
@@ -207,7 +207,7 @@ class TestIncludedRouters:
 
     @pytest.mark.parametrize("kind", ["mount", "mount in a router", "host"])
     async def test_same_path_elsewhere(self, shop: Shop, early: list[str], kind: str) -> None:
-        """Routes that `prepare_cached_routes` does not see, with a path that may be served early in the application."""
+        """Routes hidden from `prepare_cached_routes`, with the path of a route that may be served early."""
         guarded = APIRouter()
         guarded.include_router(shop.router, dependencies=[Depends(shop.watch)])
 
@@ -267,7 +267,7 @@ class TestIncludedRouters:
 
 
 async def test_each_application_has_its_own_cache(shop: Shop) -> None:
-    """An application with another secret key does not get the answers of others."""
+    """An application does not get stored answers of an application with another secret key."""
     own, other_key = build(shop.router), build(shop.router, SECRET_KEY=SecretStr("x" * 64))
     async with open_client(own) as client, open_client(other_key) as other:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Signing in, and every token that must not be believed."""
+"""Sign-in, and all kinds of tokens that must be refused."""
 
 import asyncio
 import base64
@@ -116,15 +116,15 @@ class TestLogin:
 
 
 class TestBusyProcessors:
-    """More passwords to hash than processors: a bounded queue, and nothing else waits."""
+    """With more passwords to hash than processors, a bounded queue forms, and other requests do not wait."""
 
     @pytest.fixture
     def gate(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-        """One thread that is busy until the gate is opened, and a queue for two."""
+        """A hasher with one thread, busy until the gate opens, and a queue for two."""
         gate = threading.Event()
         monkeypatch.setattr(os, "cpu_count", lambda: 2)
         hasher = PasswordHasher(settings.model_copy(update={"PASSWORD_HASH_QUEUE_SIZE": 2}))
-        # What a request finds, in place of the application's own.
+        # Requests use this in place of the application's own.
         monkeypatch.setattr(the_app.state.resources.passwords, "_slots", hasher._slots)
         monkeypatch.setattr(the_app.state.resources.passwords, "_executor", hasher._executor)
         hasher._slots.acquire()
@@ -165,7 +165,7 @@ class TestBusyProcessors:
 
 
 def _claims_of(user: User, **changes: Any) -> dict[str, Any]:
-    """What a token of ours says, with changes; a claim that is changed to None is left out."""
+    """Return the claims of one of our tokens with changes; a change to None removes the claim."""
     now = datetime.now(UTC)
     claims = {
         "sub": str(user.uuid),
@@ -185,7 +185,7 @@ def base64_of(value: Any) -> str:
 
 
 def sign(header: Any, claims: Any, *, key: str = settings.secret_key, digest: str = "sha256") -> str:
-    """Sign what no library would: anything at all as header and claims."""
+    """Sign an arbitrary header and arbitrary claims, which no library would."""
     signed = f"{base64_of(header)}.{base64_of(claims)}"
     signature = hmac.new(key.encode(), signed.encode(), digest).digest()
     return f"{signed}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
@@ -196,14 +196,14 @@ LATER, EARLIER = 10**10, 10**9
 
 
 async def session_of(user: User) -> str:
-    """Begin a session and return what a token calls it."""
+    """Start a session; return its uuid for the token."""
     async with transaction() as db:
         session, _ = await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=1))
     return str(session.uuid)
 
 
 def forged(user: User, session: str) -> dict[str, str]:
-    """Tokens that must be refused, by what is wrong with them; anything else in them is as it should be."""
+    """Return tokens with exactly one fault each, by fault; all must be refused."""
 
     def claims_of(user: User, **changes: Any) -> dict[str, Any]:
         return _claims_of(user, **{"sid": session, **changes})
@@ -284,9 +284,7 @@ FORGED = sorted(forged(User(name="a", username="a", email="a", hashed_password="
 
 
 class TestForgedToken:
-    async def test_corpus_differs_from_what_is_good_by_the_forgery_only(
-        self, client: httpx.AsyncClient, user: User
-    ) -> None:
+    async def test_token_without_a_forgery_is_accepted(self, client: httpx.AsyncClient, user: User) -> None:
         good = sign(HEADER, _claims_of(user, sid=await session_of(user)))
         response = await client.get("/api/v1/user/me", headers={"Authorization": f"Bearer {good}"})
         assert (response.status_code, response.json()) == (200, own(user))
@@ -335,7 +333,7 @@ class TestTokenOfUser:
             assert (await client.get("/api/v1/user/me", headers=headers)).status_code == 200
 
 
-def test_signing_in_the_test_is_what_the_library_does() -> None:
+def test_library_accepts_tokens_signed_here() -> None:
     claims = {"sub": "x", "exp": LATER}
     ours = sign(HEADER, claims)
     assert jwt.decode(ours, settings.secret_key, algorithms=["HS256"]) == claims

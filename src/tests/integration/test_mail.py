@@ -1,4 +1,4 @@
-"""Mail, as a real SMTP server gets it."""
+"""Mail that is sent to a real SMTP server."""
 
 import asyncio
 import ssl
@@ -34,7 +34,7 @@ class SomeSettings(EnvironmentSettings, MailSettings):
 
 @dataclass
 class Inbox:
-    """Takes any mail, and one user."""
+    """The handler of an SMTP server, which accepts all mail and authenticates one user."""
 
     envelopes: list[Envelope] = field(default_factory=list)
 

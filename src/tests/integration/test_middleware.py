@@ -1,4 +1,4 @@
-"""What surrounds every request: HEAD, ids, headers, hosts, the limits of bodies and time, unforeseen errors."""
+"""The middleware of every request: HEAD, ids, headers, hosts, limits of bodies and time, unexpected errors."""
 
 import asyncio
 import http.client
@@ -48,7 +48,7 @@ TOO_LARGE = {"detail": f"The body is too large: send no more than {LIMIT} bytes"
 
 
 class TestRealConnection:
-    """Requests one after the other on the same connection."""
+    """Several requests on the same connection."""
 
     @pytest.fixture
     def module(self, tmp_path: Path) -> Path:
@@ -66,7 +66,7 @@ class TestRealConnection:
         )
         with closing(http.client.HTTPConnection(HOST, server.port, timeout=20)) as connection:
             connection.connect()
-            connection.auto_open = 0  # so that a connection that was cut is an error
+            connection.auto_open = 0  # so that a closed connection raises an error
             for method, path, status in (
                 ("GET", "/broken", 500),
                 ("GET", "/health", 200),
@@ -129,7 +129,7 @@ async def test_largest_body_is_read(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "x", "٣"])
 async def test_length_that_is_no_number(client: httpx.AsyncClient, length: str) -> None:
-    """A server refuses it; the application, were it to come through, counts what comes."""
+    """A real server refuses the header. If it arrives, the application counts the received bytes instead."""
     response = await client.post("/api/v1/login", content=b"", headers={b"Content-Length": length.encode()})
     assert response.status_code == 422
 
@@ -231,7 +231,7 @@ async def test_security_headers_are_on_every_answer(client: httpx.AsyncClient) -
 
 
 async def test_host_header_decides_nothing(client: httpx.AsyncClient) -> None:
-    """No redirect is built from it: a path with a slash too much is not found."""
+    """The application builds no redirect from the header: a path with a trailing slash gets a 404."""
     for path in ("/api/v1/users/", "/health/", "/docs/"):
         response = await client.get(path, headers={"Host": "evil.example"})
         assert response.status_code == 404
@@ -270,13 +270,13 @@ class TestTrustedHosts:
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["cache-control"] == "private, no-store"
 
-    async def test_who_probes_comes_by_address(self, client: httpx.AsyncClient) -> None:
+    async def test_health_checks_may_use_any_host(self, client: httpx.AsyncClient) -> None:
         for path in ("/health", "/health/ready"):
             assert await self.statuses(b"10.0.0.1:8000", b"", path=path) == [200, 200]
 
 
 class WithHeaders:
-    """An application that gets these headers in place of those that came."""
+    """An application that gets these headers in place of the request's own."""
 
     def __init__(self, app: FastAPI, headers: list[tuple[bytes, bytes]]) -> None:
         self.app = app
@@ -299,7 +299,7 @@ class TestTransportSecurity:
 
 @pytest.fixture
 async def slow_commit(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """Let each commit that changed a post wait for the advisory lock 7."""
+    """Make each commit of a changed post wait for the advisory lock 7."""
     await postgres.execute(
         "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END $$"
@@ -336,7 +336,7 @@ class TestRequestTimeout:
     async def test_in_the_middle_of_a_commit(
         self, client: httpx.AsyncClient, postgres: "asyncpg.Connection[Any]", slow_commit: None, user: User
     ) -> None:
-        """The change is made all the same, so no cache may keep the older answer."""
+        """The change still commits, so no cache may keep the older answer."""
         post = await make_post(user, title="before")
         path = f"/api/v1/{user.username}/post/{post.id}"
         headers = await sign_in(client, user)
@@ -346,12 +346,12 @@ class TestRequestTimeout:
                 await postgres.execute("SELECT pg_advisory_xact_lock(7)")
                 patch = running(own.patch(path, json={"title": "after"}, headers=headers))
                 (patching,) = await stack.enter_async_context(patch)
-                await asyncio.sleep(0.6)  # longer than a request may take, shorter than a lock is waited for
+                await asyncio.sleep(0.6)  # longer than the request timeout, shorter than the lock timeout
             answer = patching.result()
         assert answer.status_code == 503
         assert (await client.get(path)).json()["title"] == "after"
 
-    async def test_an_error_of_the_endpoint_is_none(self, client: httpx.AsyncClient) -> None:
+    async def test_timeout_error_of_the_endpoint_is_no_request_timeout(self, client: httpx.AsyncClient) -> None:
         router = APIRouter()
 
         @router.get("/own")
@@ -362,7 +362,7 @@ class TestRequestTimeout:
             assert (await own.get("/own")).status_code == 500
 
     async def test_on_a_connection(self, run_server: RunServer, tmp_path: Path) -> None:
-        """A body that does not come ends with 503, an answer that has begun with the connection."""
+        """A body that never arrives gets a 503; an answer that has begun ends with a closed connection."""
         (tmp_path / "own.py").write_text(MODULE.replace("{routes}", ENDLESS))
         environment = {"PYTHONPATH": str(SRC), "REQUEST_TIMEOUT": "0.5"}
         server = await run_server(["uvicorn", "own:app", "--port", "{port}"], environment=environment, cwd=tmp_path)
@@ -378,5 +378,5 @@ class TestRequestTimeout:
                 writer.write(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
                 answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 200 ")
-        assert not answer.endswith(b"0\r\n\r\n")  # what would say that this was all
+        assert not answer.endswith(b"0\r\n\r\n")  # the final chunk, which marks a complete answer
         assert (await server.client.get("/health")).status_code == 200

@@ -1,4 +1,4 @@
-"""The schema: up, down and up again, no drift, and several processes that migrate at the same time."""
+"""Migrations: upgrade, downgrade and upgrade again, no drift, and several processes that migrate concurrently."""
 
 import shutil
 from collections.abc import Callable
@@ -21,7 +21,7 @@ TABLES = {"alembic_version", "password_reset", "post", "rate_limit", "row_count"
 
 
 async def alembic(database: str, run: Callable[..., Any], *arguments: str) -> None:
-    """Run a command of Alembic on a database, as `alembic` itself would."""
+    """Run an Alembic command on a database, as `alembic` itself does."""
 
     def connected(connection: Connection) -> None:
         config = Config(SRC / "alembic.ini")
@@ -159,7 +159,7 @@ class Entity(Base):
 
 
 class TestCommands:
-    """`alembic …` as a person types it, in a copy whose folder of versions may be written to."""
+    """The command line `alembic …`, in a copy of the project with a writable folder of versions."""
 
     @pytest.fixture
     def copy(self, tmp_path: Path) -> Path:
@@ -170,7 +170,7 @@ class TestCommands:
         return tmp_path / "src"
 
     async def test_new_model(self, copy: Path, run_program: RunProgram, database: str) -> None:
-        """It is found by itself, and a key that is also `unique=True` is no endless difference."""
+        """Alembic discovers the new model. A key with `unique=True` does not differ again after its migration."""
         (copy / "app" / "models" / "entity.py").write_text(ENTITY)
 
         async def run(*words: str) -> tuple[int, str]:
@@ -202,7 +202,7 @@ class TestCommands:
         assert await tables(empty_database) == TABLES
 
     async def test_as_sql(self, run_program: RunProgram) -> None:
-        """For a database that somebody else migrates: asks no server."""
+        """Printing the SQL, for a database with other administrators, needs no server."""
         program = await run_program("alembic", "upgrade", "head", "--sql", environment={"POSTGRES_SERVER": "127.0.0.2"})
         assert await program.wait() == 0, program.output
         assert 'CREATE TABLE "user"' in program.output

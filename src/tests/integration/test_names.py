@@ -1,4 +1,4 @@
-"""What is written under a user's name, while that name changes hands: writes and the cache go by the same name."""
+"""Writes under a username whose owner changes: the write and the cache invalidation use the same name."""
 
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
@@ -27,7 +27,7 @@ async def alice() -> User:
 
 
 async def run_behind_rename(user: User, name: str, request: Awaitable[httpx.Response], fetch: Fetch) -> httpx.Response:
-    """Start a request while the user's new name is written but not committed; it must wait for the commit."""
+    """Run a request that starts before an uncommitted rename of the user commits, and must wait for it."""
 
     async def is_waiting() -> bool:
         return bool((await fetch(WAITING))[0]["waiting"] == 1)
@@ -40,7 +40,7 @@ async def run_behind_rename(user: User, name: str, request: Awaitable[httpx.Resp
 
 
 class TestWriteUnderAFormerName:
-    """The request was allowed under the old name; by the time it writes, the name is gone."""
+    """A request is authorized under the old name; the user is renamed before it writes."""
 
     async def test_post_is_not_written(
         self, client: httpx.AsyncClient, headers_for: HeadersFor, alice: User, fetch: Fetch
@@ -79,14 +79,14 @@ class TestRenameDuringAWrite:
     async def test_rename_waits_until_the_post_is_written(
         self, client: httpx.AsyncClient, headers_for: HeadersFor, alice: User, fetch: Fetch
     ) -> None:
-        """Otherwise the old text could be read, and stored, under the new name before it is replaced."""
+        """Otherwise a read could store the old text under the new name before the write replaces it."""
         post = await make_post(alice, title="Old")
         headers = await headers_for(alice)
 
         async def are_waiting(number: int) -> bool:
             return bool((await fetch(WAITING))[0]["waiting"] == number)
 
-        # holds the post, so that the PATCH gets as far as its UPDATE
+        # lock the post, so that the PATCH gets as far as its UPDATE
         async with AsyncExitStack() as stack, transaction() as db:
             await db.execute(select(Post.id).where(Post.id == post.id).with_for_update())
             patch = running(client.patch(f"{API}/alice/post/{post.id}", json={"title": "New"}, headers=headers))

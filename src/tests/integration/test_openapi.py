@@ -1,4 +1,4 @@
-"""The contract that the application prints of itself, and whether it keeps it."""
+"""The OpenAPI document, and whether the application complies with it."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ METHODS = {"get", "post", "put", "patch", "delete"}
 
 @pytest.fixture
 def operations(app: FastAPI) -> dict[str, dict[str, Any]]:
-    """The operations by method and path."""
+    """The operations of the document by method and path."""
     return {
         f"{method.upper()} {path}": operation
         for path, item in app.openapi()["paths"].items()
@@ -75,8 +75,8 @@ class TestDocument:
 async def test_schemathesis_finds_nothing(
     identity: str, database: str, run_server: RunServer, run_program: RunProgram, tmp_path: Path
 ) -> None:
-    """All checks of schemathesis on a running server; random input only for whom no 401 or 403 keeps from the code."""
-    # Enough that the limiter never answers in the place of the endpoint.
+    """Run all checks of schemathesis on a server; fuzz as the superuser only, because others mostly get 401 and 403."""
+    # A limit that schemathesis never reaches.
     environment = {"POSTGRES_DB": database, "DEFAULT_RATE_LIMIT_LIMIT": "1000000"}
     server = await run_server(environment=environment)
     credentials = []

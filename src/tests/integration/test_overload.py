@@ -1,4 +1,4 @@
-"""More requests at once than a process works on: the others are refused at once, and cost their connection nothing."""
+"""More concurrent requests than a process serves: it refuses the others at once and keeps their connections open."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ REFUSED = {"detail": "The service has too much to do: try again"}
 
 
 class Place:
-    """`GET /slow` is under way until `leave` is set."""
+    """A route `GET /slow` whose requests hold their slots until `leave` is set."""
 
     def __init__(self) -> None:
         self.router = APIRouter()
@@ -100,11 +100,11 @@ async def test_a_burst_is_let_in_after_a_calm(
         assert (await two_at_once.get("/slow")).status_code == 503
     monkeypatch.setattr(LoadShedding, "CALM_SECONDS", 0.0)
     monkeypatch.setattr(LoadShedding, "BURST_SECONDS", 0.0)
-    async with place.taken(two_at_once, 2):  # the burst is over at once
+    async with place.taken(two_at_once, 2):  # the burst ends at once
         assert (await two_at_once.get("/slow")).status_code == 503
     monkeypatch.setattr(LoadShedding, "CALM_SECONDS", 60.0)
     monkeypatch.setattr(LoadShedding, "BURST_SECONDS", 5.0)
-    async with place.taken(two_at_once, 2):  # there was no calm
+    async with place.taken(two_at_once, 2):  # no calm period has passed
         assert (await two_at_once.get("/slow")).status_code == 503
 
 
@@ -114,7 +114,7 @@ async def test_probes_are_always_answered(two_at_once: httpx.AsyncClient, place:
         assert (await two_at_once.get("/health/ready")).status_code == 200
 
 
-async def test_what_fails_or_is_given_up_leaves_its_place(two_at_once: httpx.AsyncClient, place: Place) -> None:
+async def test_failed_and_cancelled_requests_free_their_slots(two_at_once: httpx.AsyncClient, place: Place) -> None:
     for _ in range(3):
         assert (await two_at_once.post("/broken")).status_code == 500
         async with place.taken(two_at_once, 2) as tasks:
@@ -139,7 +139,7 @@ async def test_pages_of_other_origins_can_read_it(app: Any, place: Place, monkey
 async def test_connection_of_a_refused_request_goes_on(
     run_server: RunServer, tmp_path: Path, http_implementation: str
 ) -> None:
-    """Also when the body of what was refused has not been read."""
+    """The connection stays usable even if the body of the refused request was not read."""
     (tmp_path / "own.py").write_text(MODULE.replace("{routes}", SLOW))
     command = ["uvicorn", "own:app", "--port", "{port}", "--http", http_implementation]
     environment = {"PYTHONPATH": str(SRC), "MAX_CONCURRENT_REQUESTS": "1"}
@@ -173,7 +173,7 @@ async def test_connection_of_a_refused_request_goes_on(
             assert response.status == 200
 
 
-async def test_who_sends_slowly_takes_no_place(run_server: RunServer) -> None:
+async def test_slow_senders_hold_no_slots(run_server: RunServer) -> None:
     server = await run_server(environment={"MAX_CONCURRENT_REQUESTS": "2"})
     with contextlib.ExitStack() as stack:
         for _ in range(3 * LoadShedding.BURST):

@@ -1,4 +1,4 @@
-"""Passwords: which are taken, how they are changed and reset, and when they are asked for again."""
+"""Passwords: the accepted ones, their change and reset, and the operations that require them again."""
 
 import asyncio
 import re
@@ -128,7 +128,7 @@ class TestChange:
         assert await can_sign_in(client, user, PASSWORD)
 
     async def test_guesses_run_out(self, client: httpx.AsyncClient, user: User, user_headers: Headers) -> None:
-        """They are the guesses of the sign-in: whoever holds a stolen access token cannot go on here."""
+        """Guesses here count like those of the sign-in, so a stolen access token gives no further tries."""
         body = {"current_password": "wrong", "new_password": NEW}
         answers = [await client.post(CHANGE, json=body, headers=user_headers) for _ in range(11)]
         assert [answer.status_code for answer in answers] == [403] * 10 + [429]
@@ -154,8 +154,8 @@ class TestChange:
         assert signs_in == [code == 200 for code in codes]
 
 
-class TestAskedAgain:
-    """Once a session is a quarter of an hour old, the e-mail address and the account take the password."""
+class TestReauthentication:
+    """After a quarter of an hour, a session needs the password to change the e-mail address or delete the account."""
 
     async def test_email_in_a_young_session(
         self, client: httpx.AsyncClient, user: User, user_headers: Headers, postgres: Any
@@ -198,7 +198,7 @@ class TestAskedAgain:
     async def test_deletion_in_an_old_session(
         self, client: httpx.AsyncClient, user: User, superuser_headers: Headers, postgres: Any, path: str
     ) -> None:
-        """A superuser gives the superuser's own password, whoever is deleted."""
+        """A superuser gives their own password to delete any account."""
         await let_session_age(postgres)
         url = f"/api/v1/{path}/{user.username}"
         for content, status in (
@@ -294,7 +294,7 @@ class TestForgotten:
     async def test_no_mail_goes_to_the_default_address_outside_local(
         self, monkeypatch: pytest.MonkeyPatch, fetch: Fetch, superuser: User
     ) -> None:
-        """Nobody has chosen it, so whoever reads that mailbox must not become the superuser."""
+        """The default mailbox may belong to a stranger, who must not become the superuser."""
         sent: list[Mail] = []
 
         class Mailer:
@@ -311,7 +311,7 @@ class TestForgotten:
     async def test_the_whole_way(
         self, client: httpx.AsyncClient, user: User, run_worker: RunWorker, fetch: Fetch
     ) -> None:
-        """From the request over the queue and the mail to the new password; the token is in the mail only."""
+        """Run the whole flow: request, queue, mail and new password. Only the mail contains the token."""
         worker = await run_worker()
         await client.post(FORGOT, json={"email": "nobody@example.com"})
         await client.post(FORGOT, json={"email": user.email.upper()})

@@ -19,7 +19,7 @@ POST = {"title": "A title", "text": "Some text."}
 
 
 def as_read(post: Post) -> dict[str, Any]:
-    """The body that stands for a post."""
+    """Return the body of a post in answers."""
     return {
         "id": post.id,
         "title": post.title,

@@ -1,4 +1,4 @@
-"""A `Reader` gives what SQLAlchemy's own execution gives, for every type of its PostgreSQL dialect."""
+"""A `Reader` returns the same values as SQLAlchemy's own execution, for every type of its PostgreSQL dialect."""
 
 import enum
 import inspect
@@ -29,7 +29,7 @@ class Colour(enum.Enum):
 
 
 class Upper(types.TypeDecorator[str]):
-    """A type of a user's own, with conversions both ways."""
+    """A user-defined type with conversions in both directions."""
 
     impl: Any = types.String
     cache_ok: bool | None = True
@@ -47,7 +47,7 @@ DAYS = Range(date(2026, 1, 1), date(2026, 2, 1))
 UID = UUID("12345678-1234-5678-1234-567812345678")
 TEXTS = ["", "a", "ß\n'\"\\%:x", "0"]
 P = postgresql
-# Each type with values. `None` is added, but for JSONPATH, which sends a list in its place.
+# Values for each type. `None` is added, except for JSONPATH, which sends a list in its place.
 SAMPLES: list[tuple[Any, list[Any]]] = [
     (types.Boolean(), [True, False]),
     (types.SmallInteger(), [0, -(2**15), 2**15 - 1]),
@@ -127,7 +127,7 @@ SAMPLES: list[tuple[Any, list[Any]]] = [
     (P.UUID(), [UID]),
     (P.VARCHAR(10), ["a"]),
 ]
-numbers = count()  # a name of its own for each table: plans are kept by their text
+numbers = count()  # a unique name for each table, because plans are cached by their text
 # SQLAlchemy has no operators for the last two.
 WITHOUT_EQUALITY = (types.JSON, P.JSON, P.JSONPATH, types.PickleType, P.DOMAIN, P.MONEY)
 
@@ -153,7 +153,7 @@ def test_every_type_of_the_dialect_has_a_sample() -> None:
 
 @pytest.fixture
 async def table(request: pytest.FixtureRequest, extensions: None) -> AsyncIterator[Table]:
-    """A table with a column of the type, and a row for each value."""
+    """A table with one column of the type and one row for each value."""
     kind, values = request.param
     table = Table(
         f"sample_{next(numbers)}",
@@ -235,7 +235,7 @@ ECHO = {
 
 @pytest.mark.parametrize("kind", STRATEGIES, ids=lambda kind: str(kind.__name__))
 async def test_any_value(kind: Any) -> None:
-    """A parameter that is sent and returned, drawn at random."""
+    """A random value survives the round trip as a parameter."""
 
     @settings(max_examples=40, deadline=None, database=None)
     @given(value=st.none() | STRATEGIES[kind])

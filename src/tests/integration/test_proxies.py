@@ -1,4 +1,4 @@
-"""Whose address counts: a client cannot choose it, a proxy that is named trusted can."""
+"""The client's address: a client cannot choose it, but a trusted proxy can."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,20 +16,20 @@ TASK = "/api/v1/tasks/task?message=x"
 
 
 def address(peer: str | None, *forwarded: str, trusted: str = "") -> str:
-    """The address that counts for a peer and its `X-Forwarded-For` headers; the server itself leaves them alone."""
+    """Return the client's address for a peer and its `X-Forwarded-For` headers, which the server itself ignores."""
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
     scope = {"type": "http", "client": peer and (peer, 50000), "headers": headers}
     return client_address(HTTPConnection(scope), AppSettings(FORWARDED_ALLOW_IPS=trusted))
 
 
 class TestClientAddress:
-    def test_header_is_not_believed(self) -> None:
+    def test_header_of_an_untrusted_peer_is_ignored(self) -> None:
         assert address("192.0.2.1", "198.51.100.1") == "192.0.2.1"
         assert address("192.0.2.1", "192.0.2.1") == "192.0.2.1"
         assert address("192.0.2.1") == "192.0.2.1"
         assert address("2001:db8::1", "198.51.100.1") == "2001:db8::/64"
 
-    def test_last_one_that_no_trusted_proxy_wrote(self) -> None:
+    def test_last_address_of_an_untrusted_peer(self) -> None:
         trusted = "192.0.2.1, 10.0.0.0/8, 2001:db8:1::/48"
         assert address("192.0.2.1", "198.51.100.1", trusted=trusted) == "198.51.100.1"
         assert address("192.0.2.1", "203.0.113.9, 198.51.100.1", trusted=trusted) == "198.51.100.1"
@@ -43,7 +43,7 @@ class TestClientAddress:
         assert address("192.0.2.1", trusted="192.0.2.1") == "192.0.2.1"
         assert address("192.0.2.1", "192.0.2.7", trusted="192.0.2.0/24") == "192.0.2.7"
 
-    def test_proxy_of_this_machine_that_is_trusted_takes_no_word_of_others(self) -> None:
+    def test_trusting_the_local_proxy_trusts_no_other_peer(self) -> None:
         assert address("192.0.2.1", "192.0.2.1, 198.51.100.1", trusted="127.0.0.1") == "192.0.2.1"
         assert address("192.0.2.1", "192.0.2.1:50000, 198.51.100.1", trusted="127.0.0.1") == "192.0.2.1"
 
@@ -82,7 +82,7 @@ async def test_forged_headers_open_no_new_bucket(app: FastAPI, redis: RedisRoles
 
 
 class TestRealServers:
-    """uvicorn and gunicorn believe a peer on this machine unless FORWARDED_ALLOW_IPS says otherwise."""
+    """uvicorn and gunicorn trust a peer on this machine unless FORWARDED_ALLOW_IPS says otherwise."""
 
     async def buckets(self, server: RunningServer, redis: RedisRoles, forwarded: Sequence[str]) -> set[str]:
         await redis.rate_limit.flushdb()
@@ -104,7 +104,7 @@ class TestRealServers:
     )
 
     @pytest.mark.parametrize("workers", [None, 1])
-    async def test_nobody_is_believed_unless_named(
+    async def test_no_peer_is_trusted_unless_named(
         self, run_server: RunServer, redis: RedisRoles, workers: int | None
     ) -> None:
         server = await run_server(workers=workers)
@@ -134,5 +134,5 @@ class TestRealServers:
             assert await self.buckets(server, redis, [forwarded]) == {counted}, forwarded
 
 
-def test_nobody_is_believed_by_default() -> None:
+def test_no_peer_is_trusted_by_default() -> None:
     assert not settings.FORWARDED_ALLOW_IPS

@@ -1,4 +1,4 @@
-"""Jobs between the API and a worker: what travels, who may look, what a job has to work with."""
+"""Jobs between the API and a worker: the stored data, access to their status, and the context of a job."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ Work = Callable[..., Awaitable[Worker]]
 
 
 async def sample_background_task(ctx: dict[str, Any], name: str) -> str:
-    """The one of the worker without its five seconds."""
+    """Replace the worker's job of this name; skip its five seconds."""
     return f"Task {name} is complete!"
 
 
@@ -73,12 +73,12 @@ class TestJson:
         assert 3500 < await redis.queue.ttl(f"arq:result:{job_id}") <= 3600
         assert await redis.queue.exists(f"arq:job:{job_id}", f"arq:in-progress:{job_id}", "arq:queue") == 0
 
-    async def test_what_json_does_not_know_is_refused_at_once(self) -> None:
+    async def test_arguments_beyond_json_are_refused_at_once(self) -> None:
         with pytest.raises(SerializationError):
             await queue.pool.enqueue_job("sample_background_task", object())
 
     async def test_pickle_is_never_read(self, client: httpx.AsyncClient, redis: RedisRoles, work: Work) -> None:
-        """Whoever can write to Redis could run code in the process that reads it."""
+        """Reading pickles would let every client with write access to Redis run code in this process."""
         malicious = b"cos\nsystem\n(S'false'\ntR."
         job_id = await enqueue(client)
         await redis.queue.set(f"arq:job:{job_id}", malicious, keepttl=True)
@@ -178,7 +178,7 @@ class TestGetTask:
     async def test_finishes_while_it_is_looked_up(
         self, client: httpx.AsyncClient, work: Work, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """arq looks for a result, then for the job, which is gone by then."""
+        """arq looks for a result and then for the job; the job finishes between the two."""
         job_id = await enqueue(client)
         get = queue.pool.get
 
@@ -270,7 +270,7 @@ class TestJobs:
 
 
 class TestOnCommit:
-    """A job about a row starts when the row is there, and not at all when it never will be."""
+    """A job about a row starts after the commit of the row, and never after a rollback."""
 
     @pytest.fixture
     async def own(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -308,7 +308,7 @@ class TestOnCommit:
 
 
 class TestEnqueue:
-    """In one step, where arq takes four; what is then in Redis is the same."""
+    """Enqueuing takes one command instead of arq's four, with the same result in Redis."""
 
     @pytest.fixture
     def arq(self) -> ArqRedis:

@@ -1,4 +1,4 @@
-"""Many requests that want the same thing at the same time."""
+"""Concurrent requests that compete for the same rows."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ class TestTwoWorkers:
         assert [row["email"] for row in rows[::2]] == ["wanted@example.com", "one@example.com"]
 
     async def test_somebody_stays_superuser(self, run_server: RunServer, headers_for: HeadersFor, fetch: Fetch) -> None:
-        """Two who delete themselves, or each other, by either route."""
+        """Two superusers delete themselves, or each other, by either route."""
         server = await run_server(workers=2)
         for number in range(12):
             pair = [await make_superuser(username=f"super{number}{letter}") for letter in "ab"]
@@ -60,7 +60,7 @@ class TestTwoWorkers:
                 )
             )
             codes = sorted(status for status, _, _ in answers)
-            # Who has been deleted meanwhile is not signed in any more.
+            # A caller that was deleted first gets a 401.
             assert codes in ([200, 409], [200, 401]), codes
             left = await fetch('SELECT username FROM "user" WHERE is_superuser AND NOT is_deleted')
             assert len(left) == 1

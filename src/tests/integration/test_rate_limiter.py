@@ -1,4 +1,4 @@
-"""How many requests pass, who is counted together, and what every limited answer says."""
+"""The rate limiter: the number of accepted requests, the clients that share a limit, and the headers of the answers."""
 
 import asyncio
 import re
@@ -31,7 +31,7 @@ async def post_task(client: httpx.AsyncClient, headers: dict[str, str] | None = 
 
 
 async def passes(client: httpx.AsyncClient, headers: dict[str, str] | None = None) -> int:
-    """How many of the next requests pass, before the first that does not."""
+    """Send requests until one is refused; return the number of accepted ones."""
     count = 0
     while (response := await post_task(client, headers)).status_code == 201:
         count += 1
@@ -40,7 +40,7 @@ async def passes(client: httpx.AsyncClient, headers: dict[str, str] | None = Non
 
 
 def fields(response: httpx.Response) -> tuple[str, int, int, int, int]:
-    """The policy's name, its limit and period, what remains, and the seconds until there is one more."""
+    """Return the policy's name, limit and period, the remaining requests, and the seconds until the next one."""
     policy = re.fullmatch(r'"([^"]+)";q=(\d+);w=(\d+)', response.headers["RateLimit-Policy"])
     left = re.fullmatch(r'"([^"]+)";r=(\d+);t=(\d+)', response.headers["RateLimit"])
     assert policy
@@ -98,7 +98,7 @@ class TestAnswers:
         assert 3590 < await redis.rate_limit.ttl(key) <= 3600
 
 
-class TestWhoIsCountedTogether:
+class TestSharedLimits:
     async def test_each_user(self, client: httpx.AsyncClient, headers_for: HeadersFor) -> None:
         first, second = [await headers_for(await make_user()) for _ in range(2)]
         assert await passes(client, first) == DEFAULT
@@ -169,7 +169,7 @@ class TestWhoIsCountedTogether:
 class TestRules:
     @pytest.fixture
     async def limited(self, headers_for: HeadersFor) -> dict[str, str]:
-        """A user whose tier allows three on the route that makes tasks."""
+        """A user whose tier allows three requests to the route that makes tasks."""
         tier = await make_tier()
         await make_rate_limit(tier, limit=3, period=60)
         return await headers_for(await make_user(tier_id=tier.id))
@@ -238,7 +238,7 @@ class TestRules:
 class TestTime:
     @pytest.mark.parametrize("pause", [0.0, 0.5])
     async def test_never_more_than_the_limit_in_any_period(self, redis: RedisRoles, pause: float) -> None:
-        """Ask half the limit, pause, then ask all the time, over several windows: by the server's clock."""
+        """Use half the limit, pause, then send continuously over several windows; times are by the server's clock."""
         limit, period = 6, 1
         passed: list[tuple[float, float]] = []
         begin = await server_time(redis)
@@ -260,7 +260,7 @@ class TestTime:
     async def test_reset_is_when_there_is_one_more(self, redis: RedisRoles) -> None:
         await the_app.state.resources.limiter.hit("reset", 2, 10)
         await the_app.state.resources.limiter.hit("reset", 2, 10)
-        # As if both had passed earlier: the log is newest first, in microseconds.
+        # Move both hits into the past: the log is newest first, in microseconds.
         now = await server_time(redis)
         for index, seconds in enumerate((3, 8)):
             await set_time(redis, index, now - seconds)
@@ -289,10 +289,10 @@ class TestSeveralWorkers:
         assert counts == {201: 100, 429: 900}
         assert await redis.queue.zcard("arq:queue") == 100
 
-    async def test_a_crowd_does_not_pass_for_an_outage(
+    async def test_overload_does_not_count_as_an_outage(
         self, run_server: RunServer, headers_for: HeadersFor, user: User
     ) -> None:
-        """Requests wait for each other where there are more than connections, and are counted all the same."""
+        """More requests than connections wait for each other, and all are counted."""
         headers = {**await headers_for(user), "X-Request-ID": "mine-1"}
         environment = {"DEFAULT_RATE_LIMIT_LIMIT": "1", "REDIS_RATE_LIMIT_TIMEOUT": "1"}
         server = await run_server(environment=environment)

@@ -1,4 +1,4 @@
-"""Does what README.md tells its reader to do: every command, the first walk, and the Extending chapter, in a copy."""
+"""Run the README's instructions in a copy: every command, the first walk, and the Extending chapter."""
 
 import ast
 import asyncio
@@ -28,7 +28,7 @@ from tests.repository import TOP, Block, blocks_of, project_files, section_of
 README = (TOP / "README.md").read_text()
 BLOCKS = blocks_of(README)
 
-# How each block of shell commands is checked, by its first line. A new one has to be given a place here.
+# The check of each block of shell commands, by the block's first line. Add each new block here.
 SHELL = {
     "make run": "TestFirstWalk",
     "make test": "TestMake",
@@ -62,7 +62,7 @@ SHELL = {
     "python -m pytest tests/test_books.py": "TestExtending",
 }
 
-# Where there is no curl: as much of it as the README uses.
+# A replacement for a missing curl, with the options that the README uses.
 CURL = """\
 import argparse, sys, urllib.error, urllib.parse, urllib.request
 parser = argparse.ArgumentParser(prefix_chars="-", allow_abbrev=False)
@@ -91,14 +91,14 @@ print(options.w.replace("%{http_code}", str(response.status)).replace("\\\\n", "
 
 
 def shell(first_line: str) -> str:
-    """The block of shell commands that begins so."""
+    """Return the block of shell commands with this first line."""
     assert first_line in SHELL
     return next(block.text for block in BLOCKS if block.language == "sh" and block.first_line == first_line)
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A copy of the repository as git would give it, with this interpreter's packages in its `.venv`."""
+    """A copy of the repository as git would clone it, with this interpreter's packages in its `.venv`."""
     top = tmp_path / "clone"
     for file in project_files():
         target = top / file.relative_to(TOP)
@@ -110,7 +110,7 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """A folder for PATH, with a stand-in for curl where there is none."""
+    """A folder for PATH, with a replacement for curl if curl is missing."""
     folder = tmp_path / "bin"
     folder.mkdir()
     if shutil.which("curl") is None:
@@ -122,7 +122,7 @@ def programs(tmp_path: Path) -> Path:
 
 @dataclass
 class Shell:
-    """A reader's shell: it knows nothing of the tests' servers unless told."""
+    """A reader's shell, which finds the tests' servers only through `environment`."""
 
     programs: Path
     environment: dict[str, str]
@@ -143,7 +143,7 @@ def reader(programs: Path) -> Shell:
 
 
 def servers(database: str) -> dict[str, str]:
-    """The variables that lead a program to the tests' servers, and to a database of its own."""
+    """Return the variables with the tests' servers and this database."""
     names = ("POSTGRES_", "REDIS_", "SECRET_KEY", "BCRYPT_COST", "ENV_FILE")
     return {key: value for key, value in os.environ.items() if key.startswith(names)} | {"POSTGRES_DB": database}
 
@@ -157,7 +157,7 @@ class TestFirstWalk:
     async def test_make_run_and_the_walk_by_curl(self, clone: Path, reader: Shell, tmp_path: Path) -> None:
         port = free_port()
         log = tmp_path / "run.log"
-        # Installing is what the reader of this test has done already.
+        # Skip the installation, which has already happened.
         command = [*shlex.split(shell("make run")), f"PORT={port}", "--old-file=.venv/installed"]
         with log.open("wb") as output:
             make = Process(
@@ -204,7 +204,7 @@ class TestFirstWalk:
 
 
 def read_answers(text: str) -> list[Any]:
-    """The JSON values and the line about the task in a shell's output."""
+    """Return the JSON values and the line about the task in a shell's output."""
     found: list[Any] = []
     while text := text.lstrip():
         if text.startswith("Task"):
@@ -237,14 +237,14 @@ class TestMake:
         (clone / ".venv").unlink()
         assert "python3.13 -m venv" in commands("run", "PYTHON=python3.13")
 
-    def test_help_lists_what_the_readme_names(self, clone: Path, reader: Shell) -> None:
+    def test_help_lists_the_targets_of_the_readme(self, clone: Path, reader: Shell) -> None:
         printed = reader("make help", clone)
         for target in set(re.findall(r"`make ([a-z]+)", README)):
             assert f"make {target}" in printed
 
 
 class TestPoetry:
-    def test_project_is_what_poetry_2_installs(self) -> None:
+    def test_poetry_2_can_install_the_project(self) -> None:
         assert shell("pip install poetry").splitlines() == ["pip install poetry", "poetry install"]
         project = tomllib.loads((SRC / "pyproject.toml").read_text())
         assert project["tool"]["poetry"] == {"package-mode": False}
@@ -264,7 +264,7 @@ class TestDocker:
         started = {name for name, service in compose["services"].items() if not service.get("profiles")}
         assert started == {"web", "worker", "db", "redis"}
 
-    def test_containers_of_servers_have_what_the_settings_expect(self) -> None:
+    def test_containers_of_servers_match_the_settings(self) -> None:
         postgres, redis = map(
             shlex.split, shell(next(line for line in SHELL if line.startswith("docker run"))).splitlines()
         )
@@ -444,7 +444,7 @@ def has_file(block: Block) -> bool:
 
 
 def reserve_usernames(src: Path) -> None:
-    """What 5.7 asks for in words."""
+    """Make the change that section 5.7 describes in words."""
     file = src / "app" / "schemas" / "user.py"
     words = re.search(r"may be called `(\w+)` or `(\w+)`", README)
     assert words
@@ -454,7 +454,7 @@ def reserve_usernames(src: Path) -> None:
 
 
 def count_in(migration: Path, block: Block) -> None:
-    """What 5.7.2 asks for in words: one line at the end of `upgrade`, the other at the beginning of `downgrade`."""
+    """Make the change that section 5.7.2 describes: a line at the end of `upgrade`, one at the start of `downgrade`."""
     keep, forget = block.text.splitlines()
     upgrade, downgrade = "# ### end Alembic commands ###", "def downgrade() -> None:\n"
     text = migration.read_text().replace(upgrade, f"{upgrade}\n    {keep}", 1)
@@ -462,7 +462,7 @@ def count_in(migration: Path, block: Block) -> None:
 
 
 def type_in(block: Block, clone: Path) -> None:
-    """Do with a block what a reader does: make the file, or put each part of the block where it belongs in it."""
+    """Apply a block as a reader would: make the file, or insert each part of the block at its place."""
     assert block.file
     file = clone / block.file
     if not file.exists():
@@ -495,7 +495,7 @@ def _with(text: str, block: str, statement: ast.stmt) -> str:
                     if ast.dump(_target(node)) == ast.dump(_target(assignment)):
                         text = _replace(text, node.lineno, node.end_lineno, _lines_of(block, assignment))
             return text
-        case _:  # the router: above the last line
+        case _:  # the router goes above the last line
             return _replace(text, there[-1].lineno, there[-1].lineno - 1, new)
 
 

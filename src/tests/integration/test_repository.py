@@ -1,4 +1,4 @@
-"""What the files of the repository promise to one another."""
+"""Consistency between the files of the repository."""
 
 import json
 import os
@@ -26,7 +26,7 @@ FIELDS = {
     for name, field in Settings.model_fields.items()
     for alias in getattr(field.validation_alias, "choices", None) or [name]
 }
-# The variables of the project that this one follows. The rest of the settings is this project's own.
+# The variables of the original project. All other settings were added here.
 DOCUMENTED = {
     *("APP_NAME", "APP_DESCRIPTION", "APP_VERSION", "CONTACT_NAME", "CONTACT_EMAIL", "LICENSE_NAME"),
     *("POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_SERVER", "POSTGRES_PORT", "POSTGRES_DB", "SECRET_KEY"),
@@ -45,12 +45,12 @@ def compose() -> dict[str, Any]:
 
 
 class TestFiles:
-    # Written so that this file does not match them itself.
+    # Written so that the pattern does not match this file.
     INDEX = re.compile(r"(pypi|pythonhosted)[.](org|python)|--(extra-)?index-url|--find-links", re.IGNORECASE)
     HOME = re.compile(r"(?<![\w/.~-])/(root|home|Users)/\w")
 
     def test_none_names_a_package_index_or_a_place_on_some_machine(self) -> None:
-        here = str(TOP) if len(TOP.parts) > 2 else "no path"  # a folder of the root may be a container's, as /code is
+        here = str(TOP) if len(TOP.parts) > 2 else "no path"  # /code, for example, may be in a container
         found = []
         for file in project_files():
             for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
@@ -68,7 +68,7 @@ class TestFiles:
             *("src/requirements.lock", "src/requirements-dev.lock"),
         ],
     )
-    def test_what_is_promised_is_there(self, name: str) -> None:
+    def test_promised_files_exist(self, name: str) -> None:
         assert (TOP / name).is_file()
         assert os.access(TOP / name, os.X_OK) == (name == ".ci/run")
 
@@ -93,7 +93,7 @@ class TestLocks:
             assert re.match(r"[a-z0-9.-]+(\[[a-z,]+\])?==[^\s;\\]+", entry), entry
             assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
 
-    def test_they_have_what_the_project_names(self) -> None:
+    def test_they_have_all_packages_of_the_project(self) -> None:
         project = tomllib.loads((SRC / "pyproject.toml").read_text())
         groups = project["dependency-groups"]
         runtime, servers = names(project["project"]["dependencies"]), names(groups["servers"])
@@ -114,7 +114,7 @@ class TestLocks:
 
 
 def requirements(lock: str) -> list[str]:
-    """The entries of a lock file, each with its hashes."""
+    """Return the entries of a lock file with their hashes."""
     text = re.sub(r"^ *#.*\n", "", (SRC / lock).read_text(), flags=re.MULTILINE)
     return re.split(r"(?<!\\)\n(?=\S)", text.strip())
 
@@ -127,7 +127,7 @@ class TestWorkflows:
     FILES = tuple(sorted((TOP / ".github" / "workflows").glob("*.yml")))
 
     @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-    def test_they_may_only_read_and_run_what_is_pinned(self, file: Path) -> None:
+    def test_they_have_read_access_and_pinned_actions_only(self, file: Path) -> None:
         workflow = yaml.safe_load(file.read_text())
         assert workflow["permissions"] == {"contents": "read"}
         for job in workflow["jobs"].values():
@@ -142,7 +142,7 @@ class TestWorkflows:
         pythons = ci["jobs"]["check"]["strategy"]["matrix"]["python"]
         assert canary["jobs"]["canary"]["strategy"]["matrix"]["python"] == [pythons[0], pythons[-1]]
         assert canary["jobs"]["canary"]["steps"][-1]["run"] == "make canary"
-        assert canary[True].keys() == {"schedule", "workflow_dispatch"}  # YAML takes `on` for a boolean
+        assert canary[True].keys() == {"schedule", "workflow_dispatch"}  # YAML parses `on` as a boolean
 
     def test_image_has_the_newest_python_of_ci(self) -> None:
         ci = yaml.safe_load((TOP / ".github" / "workflows" / "ci.yml").read_text())
@@ -218,7 +218,7 @@ class TestDockerfile:
         assert stages[-1][1] == "production"
         assert re.search(r"--require-hashes -r \S*requirements\.lock", self.TEXT)
 
-    def test_no_process_of_it_is_roots(self) -> None:
+    def test_no_process_runs_as_root(self) -> None:
         for stage in self.TEXT.split("\nFROM ")[1:]:
             if "\nCMD " in stage:
                 user = re.findall(r"^USER (\S+)$", stage, re.MULTILINE)
@@ -237,7 +237,7 @@ class TestSettings:
         assert len(DOCUMENTED) == 33
         assert DOCUMENTED <= FIELDS
         active = set(re.findall(r"^([A-Z_]+)=", EXAMPLE, re.MULTILINE))
-        # Servers are found by `make run` and Docker Compose, unless the line is made active.
+        # `make run` and Docker Compose set the servers themselves unless these lines are active.
         servers = {"POSTGRES_SERVER", "REDIS_CACHE_HOST", "REDIS_QUEUE_HOST", "REDIS_RATE_LIMIT_HOST"}
         assert active == DOCUMENTED - servers
 
@@ -249,10 +249,10 @@ class TestSettings:
         assert FIELDS - other_names <= in_readme
 
     def test_tests_know_every_setting(self) -> None:
-        """One of the caller's environment, or of `.env`, must not change what they expect."""
+        """A setting in the caller's environment or in `.env` must not affect the tests."""
         assert [name for name in FIELDS if not name.startswith((*SETTINGS, *PEOPLE))] == []
 
-    def test_what_is_commented_out_is_the_default(self) -> None:
+    def test_commented_settings_are_the_defaults(self) -> None:
         commented = re.findall(r"^# ([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE)
         assert commented
         for name, printed in commented:
@@ -279,7 +279,7 @@ class TestSettings:
     def test_dollar_in_the_password_survives(self) -> None:
         values = dotenv_values(TOP / ".env.example")
         assert values["TEST_PASSWORD"] == "Str1ng$t"
-        assert "TEST_PASSWORD='Str1ng$t'\n" in EXAMPLE  # Docker Compose puts variables into anything else
+        assert "TEST_PASSWORD='Str1ng$t'\n" in EXAMPLE  # Docker Compose expands variables unless the quotes are single
 
     @pytest.mark.usefixtures("no_settings")
     def test_example_is_accepted_as_it_is(self) -> None:
@@ -329,7 +329,7 @@ def anchors(page: str) -> set[str]:
 
 
 def anchor_of(heading: str) -> str:
-    """As GitHub makes it."""
+    """Return the anchor that GitHub generates for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 

@@ -1,4 +1,4 @@
-"""The counts that triggers keep: exact in every snapshot, whoever writes at the same time, and in nobody's way."""
+"""The counts that triggers keep: exact in every snapshot despite concurrent writers, and without blocking them."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ from tests.helper import running
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
-# In one statement, hence in one snapshot: where the kept count and the counted one differ.
+# Compare the kept counts with the counted rows in one statement, and so in one snapshot.
 DIFFERENCES = """
 SELECT * FROM (
   SELECT relation, owner, sum(rows)::bigint AS rows FROM row_count GROUP BY relation, owner HAVING sum(rows) <> 0
@@ -50,7 +50,7 @@ INSERT INTO post (created_by_user_id, title, text, uuid, created_at, is_deleted)
 SELECT id, 'A title', 'Some text.', gen_random_uuid(), now(), n % 5 = 4
 FROM (SELECT id FROM "user" ORDER BY random() LIMIT 3) u, generate_series(1, $1::int) n
 """
-# $1 is a small number.
+# $1: a small number.
 WRITES = [
     NEW_USERS,
     NEW_POSTS,
@@ -64,7 +64,7 @@ WRITES = [
     'DELETE FROM "user" WHERE id IN (SELECT id FROM "user" ORDER BY random() LIMIT $1 / 2)',
 ]
 WRITES = [write.replace("ANY_POSTS", "SELECT id FROM post ORDER BY random() LIMIT $1") for write in WRITES]
-# What tables themselves make writers wait for, or give up.
+# Errors of concurrent writers that the tables cause without the counts.
 EXPECTED = (
     asyncpg.DeadlockDetectedError,
     asyncpg.ForeignKeyViolationError,
@@ -88,7 +88,7 @@ def give_up(chance: random.Random, probability: float) -> None:
 
 
 async def write_at_random(connection: Connection, chance: random.Random, transactions: int) -> int:
-    """Transactions of a few writes each, some of them rolled back, in whole or in part; return how many were not."""
+    """Run transactions of a few writes each; roll some back, in whole or in part. Return the number of commits."""
     committed = 0
     for _ in range(transactions):
         isolation = chance.choice(ISOLATIONS)
@@ -124,14 +124,12 @@ async def connections() -> AsyncIterator[list[Connection]]:
 
 class TestExact:
     @pytest.mark.parametrize("seed", range(3))
-    async def test_whatever_is_written_at_the_same_time(
-        self, connections: list[Connection], fetch: Fetch, seed: int
-    ) -> None:
+    async def test_during_concurrent_writes(self, connections: list[Connection], fetch: Fetch, seed: int) -> None:
         await fetch(NEW_USERS, 20)
         chance = random.Random(seed)
         writing = (write_at_random(each, random.Random(chance.random()), 60) for each in connections)
         async with running(*writing) as writers:
-            while not all(writer.done() for writer in writers):  # true of each snapshot, not of the last one alone
+            while not all(writer.done() for writer in writers):  # check every snapshot, not only the last one
                 assert await fetch(DIFFERENCES) == []
                 await asyncio.sleep(0.01)
         assert sum([await writer for writer in writers]) > 100
@@ -155,7 +153,7 @@ class TestExact:
         assert await fetch(DIFFERENCES) == []
 
     async def test_many_rows_of_one_owner_within_a_transaction(self, user: User, fetch: Fetch) -> None:
-        """One by one, and as many marked in one statement, in the time that any statement has."""
+        """Insert many rows one by one and at once, and mark all in one statement, within the statement timeout."""
         async with transaction() as db:
             connection = await db.connection()
             for _ in range(500):
@@ -171,7 +169,7 @@ class TestExact:
     async def test_a_statement_finds_each_count_once(
         self, connections: list[Connection], fetch: Fetch, owners: int
     ) -> None:
-        """Not for each of its rows: what it leaves behind would be passed by again and again."""
+        """A lookup for each row would scan the dead versions of the counts again and again."""
         for _ in range(owners):
             await make_user()
         await fetch(
@@ -179,8 +177,8 @@ class TestExact:
             "SELECT id, 'A title', 'Some text.', gen_random_uuid(), now(), false "
             'FROM "user", generate_series(1, 100) n ORDER BY n, id'
         )
-        await fetch("VACUUM row_count")  # of a table that it knows to be small, the planner rather reads all
-        connection, *_ = connections  # a new one: what a session has done is summed for a second
+        await fetch("VACUUM row_count")  # the planner prefers to read a table whole that it knows to be small
+        connection, *_ = connections  # a new session, because statistics of a used one lag by up to a second
         async with connection.transaction():
             await connection.execute("UPDATE post SET is_deleted = true")
             scans = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'row_count'"
@@ -192,7 +190,7 @@ class TestExact:
     async def test_a_session_with_another_search_path(
         self, user: User, connections: list[Connection], fetch: Fetch
     ) -> None:
-        """As that of `pg_restore` is."""
+        """`pg_restore` uses an empty search path, too."""
         connection, *_ = connections
         await connection.execute("SET search_path = ''")
         for _ in range(2):
@@ -213,7 +211,7 @@ class TestExact:
 
 class TestConcurrency:
     async def test_nobody_waits_for_a_writer(self, user: User, connections: list[Connection], fetch: Fetch) -> None:
-        """Each of the open transactions has written users, and posts of one user, and marked one as deleted."""
+        """Each open transaction writes users and posts of the same user, and marks one post as deleted."""
         posts = [(await make_post(user)).id for _ in connections]
         opened = [connection.transaction() for connection in connections]
         async with asyncio.timeout(5):
@@ -242,7 +240,7 @@ class TestConcurrency:
         for begun in opened:
             await begun.commit()
         assert len(await fetch("SELECT FROM row_count")) == len(connections)
-        for _ in range(500):  # each folds one part into another with a chance of one in ten
+        for _ in range(500):  # each merges two slots with a probability of one in ten
             await fetch(NEW_USERS, 1)
         assert await fetch("SELECT rows FROM row_count") == [{"rows": 1 + len(connections) + 500}]
 
@@ -267,8 +265,8 @@ class TestUse:
             async with transaction() as db:
                 yield db
 
-    async def test_only_for_what_is_counted(self, reading: Database, user: User, fetch: Fetch) -> None:
-        """A count that is wrong shows where it is used."""
+    async def test_only_for_counted_rows(self, reading: Database, user: User, fetch: Fetch) -> None:
+        """Set a wrong count to see which queries use it."""
         await make_post(user)
         await fetch("UPDATE row_count SET rows = 1000")
         own: dict[str, Any] = {"created_by_user_id": user.id, "is_deleted": False}
@@ -294,7 +292,7 @@ class TestUse:
         ):
             assert found["total_count"] == 1000
 
-    async def test_a_session_counts_what_it_has_written(self) -> None:
+    async def test_a_session_counts_its_own_writes(self) -> None:
         async with transaction() as db:
             internal = UserCreateInternal(name="Ann", username="ann", email="a@example.com", hashed_password="x")
             await crud_users.create(db, internal)
@@ -347,7 +345,7 @@ class TestKeepRowCount:
     @pytest.mark.parametrize("soft", [True, False])
     @pytest.mark.parametrize("owned", [True, False])
     async def test_any_other_table(self, connections: list[Connection], soft: bool, owned: bool) -> None:
-        """With rows that were there before, under a name that has to be quoted."""
+        """A table with earlier rows and a name that needs quotes."""
         connection, *_ = connections
         begun = connection.transaction()
         await begun.start()
@@ -404,11 +402,11 @@ async def run_client(program: str, *arguments: str) -> None:
 
 
 class TestRestore:
-    """What pg_restore leaves is counted right, and stays so, without a call of `keep_row_count`."""
+    """The counts are exact after pg_restore and later writes, without a call of `keep_row_count`."""
 
     @pytest.fixture
     async def source(self, connections: list[Connection]) -> str:
-        """Has counts in more than one slot, and gaps between the ids of the slots."""
+        """A database with counts in several slots, and gaps between the ids of the slots."""
         first, second, third, *_ = connections
         await first.execute(NEW_USERS, 9)
         async with first.transaction(), second.transaction(), third.transaction():
@@ -424,7 +422,7 @@ class TestRestore:
             yield connection
 
     async def assert_exact(self, target: Connection, source: Fetch, others: int = 0) -> None:
-        """Counted are all that the source has, and what is written after that."""
+        """Assert that the target counts all rows of the source and the rows written after the restore."""
         [living] = await source('SELECT count(*) FROM "user" WHERE NOT is_deleted')
         for _ in range(2):
             assert await target.fetch(DIFFERENCES) == []
@@ -457,7 +455,7 @@ class TestRestore:
     async def test_data_only_with_the_counts_first(
         self, source: str, database: str, target: Connection, fetch: Fetch, tmp_path: Path
     ) -> None:
-        """As a list for `pg_restore --use-list` may have it."""
+        """Restore in an order that a list for `pg_restore --use-list` may have."""
         for tables in (["row_count"], ["tier", "user"], ["post"]):
             dump = str(tmp_path / tables[0])
             chosen = [f"--table={table}" for table in tables]
@@ -486,7 +484,7 @@ class TestRestore:
                 await self.assert_exact(target, fetch)
 
     async def test_a_sequence_that_was_set_back(self, connections: list[Connection], fetch: Fetch) -> None:
-        """A restore sets it to the dump's value, which slots of the target may be beyond."""
+        """A restore sets the sequence to the dump's value; slots of the target may have higher ids."""
         connection, *_ = connections
         for _ in range(3):
             async with connection.transaction(isolation="repeatable_read"):  # adds a slot

@@ -1,4 +1,4 @@
-"""The scripts as a person runs them, and as functions where only a setting differs."""
+"""The scripts as commands, and as functions where tests differ in a setting only."""
 
 import asyncio
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ async def superuser() -> User:
 
 
 async def result(run_program: RunProgram, module: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """The exit status, and everything that was printed."""
+    """Return the exit status and the output of a script."""
     program = await run_program(module, environment=environment)
     return await program.wait(), program.output
 

@@ -1,4 +1,4 @@
-"""`docs/security.md` leaves nothing out and names only tests that exist."""
+"""`docs/security.md` covers every requirement and names existing tests only."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from tests.environment import SRC
 from tests.repository import TOP, section_of
 
 PAGE = (TOP / "docs" / "security.md").read_text()
-# How many requirements of level 1 each section of ASVS 5.0.0 has, which come first in it; V5 and V10 are left out.
+# The number of level 1 requirements in each section of ASVS 5.0.0, where they come first. V5 and V10 are omitted.
 LEVEL_1 = {
     "V1.2": 5, "V1.3": 2, "V1.5": 1, "V2.1": 1, "V2.2": 2, "V2.3": 1, "V3.2": 2, "V3.3": 1, "V3.4": 2, "V3.5": 3,
     "V4.1": 1, "V4.4": 1, "V6.1": 1, "V6.2": 8, "V6.3": 2, "V6.4": 2, "V7.2": 4, "V7.4": 2, "V8.1": 1, "V8.2": 2,
@@ -20,7 +20,7 @@ NO_TEST = {"does not apply": "Does not apply", "yours": "Yours"}
 
 
 def rows(heading: str) -> list[list[str]]:
-    """The cells of the table below a heading, without its head."""
+    """Return the cells of the table below a heading, without the table's head."""
     lines = re.findall(r"^\| (.*) \|$", section_of(PAGE, heading), re.MULTILINE)
     return [line.split(" | ") for line in lines[2:]]
 
@@ -41,7 +41,7 @@ def test_every_row_has_a_test_or_says_why_not(row: list[str]) -> None:
     assert (shown in NO_TEST and what.startswith(NO_TEST[shown])) or re.fullmatch(r"(`[\w/]+\.py(::\w+)+` ?)+", shown)
 
 
-# Here rather than in the tests: ast.parse fails far down the stack in Python before 3.11.4.
+# Parse at import, because ast.parse fails deep in the call stack before Python 3.11.4.
 TREES = {file: ast.parse((SRC / "tests" / file).read_text()) for file in {name.split("::")[0] for name in NAMED}}
 
 

@@ -1,4 +1,4 @@
-"""Sessions: how they begin, go on, are listed and end; and that a stolen refresh token is noticed."""
+"""Sessions: their start, refresh, list and end, and the detection of stolen refresh tokens."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -36,7 +36,7 @@ async def sign_in(client: httpx.AsyncClient, user: User, **options: Any) -> http
 
 
 async def pair(client: httpx.AsyncClient, user: User) -> tuple[Headers, str]:
-    """Sign in without cookies: the headers to send and the refresh token."""
+    """Sign in without cookies; return the headers to send and the refresh token."""
     body = (await sign_in(client, user)).json()
     return {"Authorization": f"Bearer {body['access_token']}"}, body["refresh_token"]
 
@@ -55,7 +55,7 @@ async def is_signed_in(client: httpx.AsyncClient, headers: Headers) -> bool:
 
 
 def cookies_of(response: httpx.Response) -> list[list[str]]:
-    """The parts of each cookie, in the order of their paths."""
+    """Return the parts of each cookie, in the order of the paths."""
     cookies = [header.split("; ") for header in response.headers.get_list("Set-Cookie")]
     return sorted(cookies, key=lambda parts: next(part for part in parts if part.startswith("Path=")))
 
@@ -133,7 +133,7 @@ class TestLogin:
     async def test_password_that_is_changed_meanwhile_begins_no_session(
         self, client: httpx.AsyncClient, user: User, fetch: Fetch
     ) -> None:
-        """The sign-in has checked the password when a change of it commits."""
+        """A password change commits after the sign-in has checked the old password."""
         form = {"username": user.username, "password": PASSWORD}
         async with AsyncExitStack() as stack, transaction() as db:
             await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=1))
@@ -269,8 +269,8 @@ class TestRefresh:
         assert (await client.delete(f"/api/v1/user/{user.username}", headers=headers)).status_code == 200
         assert_unauthorized(await refresh(client, token))
 
-    async def test_guess_ends_only_what_it_names(self, client: httpx.AsyncClient, user: User) -> None:
-        """Whoever knows a session's uuid has held a token of it; a secret that never was one ends it as a spent one."""
+    async def test_guess_ends_only_the_named_session(self, client: httpx.AsyncClient, user: User) -> None:
+        """Only a holder of a session's token knows its uuid, so a wrong secret ends the session like a spent token."""
         first, token = await pair(client, user)
         second, _ = await pair(client, user)
         assert_unauthorized(await refresh(client, token[:32] + "A" * 43))
@@ -410,7 +410,7 @@ class TestPurge:
         assert [row["id"] for row in await fetch("SELECT id FROM session")] == [living.id]
 
     async def test_all_of_them_go_in_parts(self, user: User, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Also where those that have expired are, in part, the deleted users' own."""
+        """The purge is complete even if some expired sessions belong to deleted users."""
         monkeypatch.setattr("app.worker.PURGE_BATCH", 4)
         async with transaction() as db:
             for days in (-2, -1, 1, 1, 1, 1, 1):

@@ -1,4 +1,4 @@
-"""The checks of `make soak`: that they hold on a service that is right, and fail on one that is not."""
+"""The checks of `make soak`: they pass on a correct service, and fail on a faulty one."""
 
 import asyncio
 import time
@@ -15,14 +15,14 @@ from tests.helper import running
 
 
 async def live(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, reads: int = 200) -> Report:
-    """Let three users live until they have checked so many `reads`; they are to tell what is wrong."""
+    """Run three users until they have checked `reads` reads; return their report."""
     monkeypatch.setattr(load, "THINK_SECONDS", 0)
     monkeypatch.setattr(load, "WRITES", {write: 1 for write in load.WRITES if write is not User.queue_task})
     report, end, crowd = Report(0), asyncio.Event(), list[User]()
     crowd += [User(number, Api(client, report), crowd) for number in range(3)]
     async with running(*(user.live(end) for user in crowd)) as lives:
         async with asyncio.timeout(60):
-            while report.reads < reads:  # noqa: ASYNC110  (the users count)
+            while report.reads < reads:  # noqa: ASYNC110  (the users increment the counter)
                 await asyncio.sleep(0.01)
         end.set()
         await asyncio.gather(*lives)

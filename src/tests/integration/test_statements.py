@@ -1,4 +1,4 @@
-"""What requests cost the database: how many statements, and which of them in a transaction."""
+"""The number of statements of each request, and which of them run in a transaction."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ Headers = dict[str, str]
 
 
 def only_read(statements: Statements, count: int) -> None:
-    """So many statements, none of them in a transaction."""
+    """Assert that the request made `count` statements, and none in a transaction."""
     assert len(statements.read) == count, statements.all
     assert statements.written == []
     assert not any("BEGIN" in sql or "COMMIT" in sql for _, sql in statements.all)
@@ -65,7 +65,7 @@ class TestReads:
     async def test_posts_that_are_not_there(
         self, client: httpx.AsyncClient, user: User, statements: Statements, name: str, path: str
     ) -> None:
-        """The statement that reads the posts tells whether there is such an author."""
+        """The statement that reads the posts also finds out whether the author exists."""
         statements.clear()
         await client.get(f"/api/v1/{name.format(user=user.username)}/{path}")
         only_read(statements, 1)
@@ -91,7 +91,7 @@ class TestReads:
     async def test_login_hashes_without_a_connection(
         self, client: httpx.AsyncClient, user: User, statements: Statements
     ) -> None:
-        """One to find the user; after hashing, the user's row is held and the session written."""
+        """One statement finds the user. After hashing, a transaction locks the user's row and writes the session."""
         statements.clear()
         await client.post("/api/v1/login", data={"username": user.username, "password": PASSWORD})
         assert [sql.split()[0] for sql in statements.read] == ["SELECT"]
@@ -102,7 +102,7 @@ class TestReads:
     async def test_login_that_renews_the_hash(
         self, client: httpx.AsyncClient, user: User, statements: Statements
     ) -> None:
-        """The renewal holds the row."""
+        """The renewal of the hash already locks the row."""
         async with transaction() as db:
             old = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
             await crud_users.update(db, {"hashed_password": old}, id=user.id)
@@ -125,7 +125,7 @@ class TestReads:
         assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "WITH", "DELETE", "COMMIT;"]
 
     async def test_refresh(self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements) -> None:
-        """One to hold the session and one to write it."""
+        """One statement locks the session and one writes it."""
         statements.clear()
         assert (await client.post("/api/v1/refresh")).status_code == 200
         assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "SELECT", "UPDATE", "COMMIT;"]
@@ -134,7 +134,7 @@ class TestReads:
     async def test_lists_of_tiers_and_limits(
         self, client: httpx.AsyncClient, user: User, superuser_headers: Headers, statements: Statements
     ) -> None:
-        """One for the caller, one for the tier or the page."""
+        """One statement reads the caller, one the tier or the page."""
         tier = await make_tier("free")
         for number in range(20):
             await make_rate_limit(tier, path=f"path{number}")
@@ -150,7 +150,7 @@ class TestRateLimiter:
         only_read(statements, 0)
 
     @pytest.mark.parametrize("with_rule", [True, False])
-    async def test_who_is_asking_and_what_their_limit_is(
+    async def test_one_statement_reads_caller_and_limit(
         self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements, fetch: Any, with_rule: bool
     ) -> None:
         tier = await make_tier()

@@ -1,4 +1,4 @@
-"""Two applications with different settings in one process: each uses its own, for everything."""
+"""Two applications with different settings in one process: each uses only its own settings and resources."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -27,7 +27,7 @@ class Pair:
 
 @pytest.fixture
 async def pair(client: httpx.AsyncClient, database: str) -> AsyncIterator[Pair]:
-    """`app.main`'s application, and one in another environment, on another database, with other keys and limits."""
+    """The application of `app.main`, and one with another environment, database, keys and limits."""
     other = build_service(
         APP_NAME="The other",
         ENVIRONMENT=EnvironmentOption.STAGING,
@@ -35,7 +35,7 @@ async def pair(client: httpx.AsyncClient, database: str) -> AsyncIterator[Pair]:
         ACCESS_TOKEN_EXPIRE_MINUTES=1,
         BCRYPT_COST=settings.BCRYPT_COST + 1,
         POSTGRES_DB=database,
-        # Each has its key spaces: what one stores, the other must not find.
+        # The applications use different Redis databases: neither may find the other's keys.
         REDIS_CACHE_DB=settings.REDIS_QUEUE_DB,
         REDIS_QUEUE_DB=settings.REDIS_RATE_LIMIT_DB,
         REDIS_RATE_LIMIT_DB=settings.REDIS_CACHE_DB,
@@ -85,7 +85,7 @@ async def test_cache_queue_and_limits(pair: Pair, user: User, redis: RedisRoles)
     assert await redis.queue.zcard("arq:queue") == 1
 
 
-async def test_what_surrounds_a_request(pair: Pair) -> None:
+async def test_middleware_uses_own_settings(pair: Pair) -> None:
     origin = {"Origin": FRIEND}
     answers = [await client.get("/api/v1/users", headers=origin) for client in (pair.first, pair.second)]
     assert [answer.headers.get("access-control-allow-origin") for answer in answers] == [None, FRIEND]

@@ -190,7 +190,7 @@ class TestReadUsers:
         assert (five["data"], five["has_more"]) == ([public(user) for user in users[6:]], False)
 
     async def test_order_is_stable(self, client: httpx.AsyncClient, headers_for: HeadersFor) -> None:
-        """An UPDATE moves a row to the end of its table, but not of the list."""
+        """An UPDATE moves a row to the end of its table, but not to the end of the list."""
         first, second = await make_user(), await make_user()
         await client.patch(
             f"/api/v1/user/{first.username}", json={"name": "New Name"}, headers=await headers_for(first)
@@ -323,7 +323,7 @@ class TestPatchUser:
         assert rows == [{"name": "New Name"}, {"name": superuser.name}]
 
     @pytest.mark.parametrize("field", ["name", "username", "email", "profile_image_url"])
-    async def test_leaves_out_what_is_not_named(
+    async def test_leaves_out_unnamed_fields(
         self, client: httpx.AsyncClient, headers_for: HeadersFor, field: str
     ) -> None:
         user = await make_user(profile_image_url="https://www.example.com/old.png")
@@ -681,7 +681,7 @@ class TestPatchUserTier:
 
 
 class TestRenameMeanwhile:
-    """While a request waits, the user gets another name and somebody else the old one: only the first may be meant."""
+    """While a request waits, its user is renamed and another user takes the old name. The other must not change."""
 
     @pytest.mark.parametrize(
         ("method", "path", "body"),
@@ -731,7 +731,7 @@ class TestRenameMeanwhile:
     async def _rename_while(
         self, request: Coroutine[Any, Any, httpx.Response], fetch: Fetch
     ) -> tuple[httpx.Response, list[dict[str, Any]], list[dict[str, Any]]]:
-        """The answer to the request, and the row and the posts of the new owner of the name before it was answered."""
+        """Return the answer to the request, and the new owner's row and posts from before the answer."""
         async with AsyncExitStack() as stack, transaction() as db:
             await crud_users.update(db, {"username": "annother"}, username="ann")
             next_ann = UserCreateInternal(

@@ -1,4 +1,4 @@
-"""The worker as a process: what it runs, and what it leaves behind however it ends."""
+"""The worker as a process: the jobs that it runs, and their state after each kind of end."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("app")
 
 TASK = "/api/v1/tasks/task"
 
-# A worker with jobs of the test's own: `arq own_worker.Settings`.
+# A worker with the test's own jobs: `arq own_worker.Settings`.
 MODULE = """
 import asyncio
 import os
@@ -76,7 +76,7 @@ class Settings:
 
 
 class Workers:
-    """Starts workers that take naps, and asks the queue about them."""
+    """Helpers that start workers, enqueue naps, and query the queue."""
 
     def __init__(self, run_worker: RunWorker, folder: Path, redis: ArqRedis) -> None:
         self.run_worker = run_worker
@@ -114,7 +114,7 @@ def workers(run_worker: RunWorker, tmp_path: Path) -> Workers:
 
 
 class TestTheWorkerOfTheService:
-    async def test_runs_what_the_api_queued_and_finishes_it_when_stopped(
+    async def test_runs_queued_jobs_and_finishes_them_when_stopped(
         self, client: httpx.AsyncClient, run_worker: RunWorker
     ) -> None:
         worker = await run_worker()
@@ -130,7 +130,7 @@ class TestTheWorkerOfTheService:
 
 
 class TestStopped:
-    async def test_hands_back_what_takes_too_long(self, workers: Workers, redis: RedisRoles) -> None:
+    async def test_returns_slow_jobs_to_the_queue(self, workers: Workers, redis: RedisRoles) -> None:
         first = await workers.start()
         job = await workers.nap("long", 60)
         await workers.wait_for("started", "long")
@@ -167,7 +167,9 @@ class TestKilled:
         await workers.wait_for("started", "long", 2)
         assert await job.result(timeout=20) == "precious slept"
 
-    async def test_nobody_waits_longer_than_half_a_minute(self, workers: Workers, redis: RedisRoles) -> None:
+    async def test_mark_of_a_killed_worker_expires_within_half_a_minute(
+        self, workers: Workers, redis: RedisRoles
+    ) -> None:
         assert JobLeases.SECONDS <= 30
         killed = await workers.start()
         await workers.nap("long", 60)
@@ -177,7 +179,7 @@ class TestKilled:
         assert 0 < await redis.queue.ttl("arq:in-progress:long") <= 30
 
     async def test_none_of_many_is_lost(self, workers: Workers) -> None:
-        """Two workers are killed one after the other, with up to ten jobs in hand each; a third finishes all."""
+        """Kill two workers one after the other while each runs up to ten jobs; a third worker finishes all."""
         names = [f"job{number}" for number in range(40)]
         jobs = [await workers.nap(name, 0.2) for name in names]
         for _ in range(2):
@@ -189,7 +191,7 @@ class TestKilled:
         assert [await job.result(timeout=30) for job in jobs] == [f"{name} slept" for name in names]
 
     async def test_before_the_mark_was_shortened(self, workers: Workers, redis: RedisRoles) -> None:
-        """The mark is arq's own then, which lasts as long as the longest job may take."""
+        """The mark is still arq's own, which lasts as long as the longest job may take."""
         await workers.nap("orphan", 0)
         await redis.queue.set("arq:in-progress:orphan", 1, ex=310)
         await workers.start()
@@ -198,7 +200,7 @@ class TestKilled:
             return bool(await redis.queue.ttl("arq:in-progress:orphan") <= 30)
 
         await wait_until(is_short)
-        await redis.queue.delete("arq:in-progress:orphan")  # half a minute later
+        await redis.queue.delete("arq:in-progress:orphan")  # as its expiry after half a minute would
         await workers.wait_for("finished", "orphan")
 
     async def test_job_that_kills_its_workers_ends_among_the_failed(self, workers: Workers) -> None:
@@ -234,7 +236,7 @@ class TestTries:
 
 
 async def test_two_workers_run_each_job_once(workers: Workers) -> None:
-    """Also one that takes longer than the mark lasts which says that it is running."""
+    """Neither worker repeats a job that outlasts its in-progress mark."""
     await asyncio.gather(*(workers.start(LEASE_SECONDS="1") for _ in range(2)))
     jobs = {"long": await workers.nap("long", 2.5)}
     jobs |= {f"job{number}": await workers.nap(f"job{number}", 0) for number in range(30)}
@@ -260,7 +262,7 @@ class TestQueueServer:
         running = await own.nap("running", 2)
         await own.wait_for("started", "running")
         os.kill(server.process.pid, signal.SIGSTOP)
-        await asyncio.sleep(0.5)  # some looks into the queue
+        await asyncio.sleep(0.5)  # time for some polls of the queue
         os.kill(server.process.pid, signal.SIGCONT)
         await asyncio.to_thread(server.stop)
         await worker.wait_for_output("the worker waits for its queue")
@@ -271,7 +273,7 @@ class TestQueueServer:
         assert worker.process.returncode is None
 
     async def test_job_outlasts_a_pause_and_runs_once(self, server: Valkey, own: Workers) -> None:
-        """The pause is longer than the worker waits for an answer, and than the mark of the job lasts."""
+        """The pause is longer than the worker's timeout and the lifetime of the job's mark."""
         environment = {**server.environment("QUEUE"), "REDIS_QUEUE_TIMEOUT": "0.2", "LEASE_SECONDS": "1"}
         worker = await own.start(**environment)
         running = await own.nap("running", 4)
@@ -288,7 +290,7 @@ class TestQueueServer:
 
     @pytest.mark.parametrize("fault", ["paused", "stopped"])
     async def test_jobs_of_a_busy_worker_outlast_many_faults(self, server: Valkey, own: Workers, fault: str) -> None:
-        """A fault meets the worker wherever it is: between a look at a mark and the next one, for example."""
+        """Faults strike at random points of the worker's loop, for example between two checks of marks."""
         environment = {**server.environment("QUEUE"), "REDIS_QUEUE_TIMEOUT": "0.2", "LEASE_SECONDS": "1"}
         worker = await own.start(**environment)
         jobs = {f"job{number}": await own.nap(f"job{number}", 0.3) for number in range(60)}
@@ -357,7 +359,7 @@ class TestQueueServer:
 
 @asynccontextmanager
 async def meddle(command: str, how: str) -> AsyncIterator[tuple[int, list[str]]]:
-    """A port that leads to the queue server and loses a command twice: with its connection, or without an answer."""
+    """Open a proxy to the queue server that loses a command twice: by a closed connection or without an answer."""
     lost: list[str] = []
     tasks: set[asyncio.Task[None]] = set()
 

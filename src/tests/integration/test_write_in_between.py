@@ -1,9 +1,9 @@
-"""Writes that commit while a request is under way, after one of its statements.
+"""Writes that commit during a request, after one of its statements.
 
-The answer must be one that was right at some moment of the request, and what is written must be as if one had come
-after the other. An endpoint that decides by two statements must not combine what they saw. One thing is decided
-beforehand: who the caller is and what they may do, by the token, at the beginning of the request. Writes that wait for
-a lock until the request has committed are in `test_names.py` and `test_races.py`, too.
+The answer must have been right at some moment of the request. The rows must be as after a serial execution. An endpoint
+with two statements must not combine different states of the database. Authentication is an exception: the token decides
+at the beginning of the request who the caller is and what they may do. `test_names.py` and `test_races.py` also test
+writes that wait for a lock until the request has committed.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -80,7 +80,7 @@ CHANGE_LIMIT = 'UPDATE rate_limit SET "limit" = 99'
 
 @pytest.mark.parametrize("statement", [1, 2])
 class TestReads:
-    """The answer is what the endpoint says before the writes, between two of them, or after the last one."""
+    """The answer equals the endpoint's answer before the writes, between two of them, or after the last one."""
 
     @pytest.fixture
     def check(
@@ -177,7 +177,7 @@ class TestReads:
 async def test_task_that_is_queued_once_more(
     client: httpx.AsyncClient, superuser_headers: Headers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its status and its result are two looks into the queue: never complete, and without a result."""
+    """The endpoint reads the status and the result separately; a complete task must still have its result."""
 
     async def sample_background_task(ctx: dict[str, Any], message: str) -> None:
         raise ValueError
@@ -200,11 +200,11 @@ async def test_task_that_is_queued_once_more(
 
 @pytest.mark.parametrize("statement", [1, 2, 3])
 class TestWrites:
-    """What is written is what the request would have written before the writes in between, or after them."""
+    """The request writes the same rows as if it had run before the writes in between, or after them."""
 
     @pytest.fixture
     def do(self, between: Between, fetch: Fetch, statement: int) -> Callable[..., Awaitable[httpx.Response]]:
-        """Send a request with these writes in it; where it has fewer statements, they follow it."""
+        """Send a request, and commit the writes after its statement `statement`, or after its end if it has fewer."""
 
         async def do(request: Awaitable[httpx.Response], *writes: str) -> httpx.Response:
             waiting = [*writes]
@@ -231,7 +231,7 @@ class TestWrites:
     async def test_under_a_name_that_the_caller_takes(
         self, client: httpx.AsyncClient, do: Any, heir: User, method: str, path: str, body: Any
     ) -> None:
-        """Not found before, done after; a caller who has the name is never forbidden to use it."""
+        """The name is unknown before the rename and the caller's after it, so no answer may be a 403."""
         headers = await sign_in(client, heir)
         response = await do(client.request(method, f"{API}/{path}", json=body, headers=headers), RENAME_HEIR)
         assert response.status_code in {200, 201, 404}, response.text
@@ -265,7 +265,7 @@ class TestWrites:
         path: str,
         body: Any,
     ) -> None:
-        """Of the former owner, of the next one as far as the caller may, or of nobody."""
+        """The request changes rows of the former owner, of the next owner if the caller may, or none."""
         await make_post(alice)
         superuser = await make_superuser(username="super", password=PASSWORD)
 
@@ -298,7 +298,7 @@ class TestWrites:
     async def test_limit_of_a_tier_that_is_renamed(
         self, client: httpx.AsyncClient, do: Any, superuser_headers: Headers, tier: Tier, fetch: Fetch, method: str
     ) -> None:
-        """The limit is changed under the tier's new name: a change under the old name cannot come after that."""
+        """The write in between uses the tier's new name, so no change under the old name may come after it."""
         limits = [99] if method == "PATCH" else []
         await make_rate_limit(tier)
         body = {"limit": 7} if method == "PATCH" else None
@@ -332,7 +332,7 @@ class TestWrites:
     async def test_password_that_is_changed_after_it_confirmed_a_request(
         self, client: httpx.AsyncClient, do: Any, alice: User, fetch: Fetch
     ) -> None:
-        """Both have an effect on other columns: it is as if the confirmed request had come first."""
+        """Both writes change different columns, as if the confirmed request had come first."""
         headers = await sign_in(client, alice)
         body = {"email": "new@example.com", "current_password": PASSWORD}
         request = client.patch(f"{API}/user/alice", json=body, headers=headers)
@@ -345,7 +345,7 @@ class TestWrites:
     async def test_sign_in_of_a_user_who_changes(
         self, client: httpx.AsyncClient, do: Any, alice: User, fetch: Fetch, write: str, statement: int
     ) -> None:
-        """A session begins for a living user only."""
+        """A sign-in never starts a session for a deleted user."""
         form = {"username": "alice", "password": PASSWORD}
         response = await do(client.post(f"{API}/login", data=form), write)
         is_gone = write != RENAME_ALICE and statement == 1

@@ -294,7 +294,7 @@ class TestRefused:
 
 
 class TestSecrets:
-    def test_which_they_are(self) -> None:
+    def test_every_secret_is_listed(self) -> None:
         passwords = {name for name in Settings.model_fields if name.endswith(("PASSWORD", "_KEY"))}
         assert set(SECRETS) == passwords
 
@@ -319,7 +319,7 @@ def test_default_admin_password_is_the_documented_one() -> None:
 
 
 class TestFiles:
-    """Where `.env` is looked for, in a copy of the module, since the real folders may have one."""
+    """The places of `.env`, tested with a copy of the module, because the real folders may contain one."""
 
     PROGRAM = "from app.core.config import settings; print(settings.APP_NAME, settings.TIER_NAME, settings.TEST_NAME)"
 
@@ -331,13 +331,13 @@ class TestFiles:
         return core.parents[1]
 
     def read(self, src: Path, **environment: str) -> list[str]:
-        """What a process finds that is started in another folder."""
+        """Return the settings of a process that starts in another folder."""
         env = {"PYTHONPATH": str(src), "PATH": os.environ["PATH"], **environment}
         command = [sys.executable, "-c", self.PROGRAM]
         done = subprocess.run(command, cwd=src.parents[1], env=env, capture_output=True, text=True, check=True)  # noqa: S603
         return done.stdout.split()
 
-    def test_beside_the_code_before_the_top(self, src: Path) -> None:
+    def test_file_beside_the_code_precedes_the_one_at_the_top(self, src: Path) -> None:
         (src / ".env").write_text("APP_NAME=src\n")
         (src.parent / ".env").write_text("APP_NAME=top\nTIER_NAME=top\n")
         (src.parents[1] / ".env").write_text("APP_NAME=cwd\nTIER_NAME=cwd\nTEST_NAME=cwd\n")

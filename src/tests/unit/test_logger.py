@@ -20,7 +20,7 @@ def formatted(message: str, **extra: object) -> str:
 
 @pytest.fixture
 def log_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Another file to log to; the logger is as before afterwards."""
+    """A temporary log file; the logger is restored after the test."""
     with monkeypatch.context() as patch:
         patch.setattr(module, "LOG_FILE", tmp_path / "logs" / "app.log")
         yield module.LOG_FILE

@@ -1,7 +1,7 @@
-"""Which private or undocumented names of libraries the application uses, each with its reason.
+"""The private or undocumented names of libraries that the application uses, each with its reason.
 
-A new one fails the test: use a documented name instead, or add it here, with the reason, and bound the library in
-`pyproject.toml`.
+A new one fails the test. Use a documented name instead, or add the name here with its reason and limit the library's
+versions in `pyproject.toml`.
 """
 
 import ast
@@ -27,20 +27,20 @@ DOCUMENTED = {
     "starlette.exceptions", "starlette.middleware", "starlette.middleware.cors", "starlette.requests",
     "starlette.responses", "starlette.routing", "starlette.staticfiles", "starlette.types", "typing_extensions",
 }  # fmt: skip
-"""Modules whose names are documented, but for those below."""
+"""Modules whose names are documented, except those below."""
 
 PRIVATE = {
     # -------- FastAPI --------
-    "fastapi.dependencies.utils.get_dependant": "what an endpoint itself asks for, to refuse @cache on callers' data",
-    "fastapi.dependencies.models.Dependant": "the type of that",
-    "fastapi.security.base.SecurityBase": "how to recognise a dependency that reads credentials",
+    "fastapi.dependencies.utils.get_dependant": "the parameters of an endpoint, to refuse @cache on callers' data",
+    "fastapi.dependencies.models.Dependant": "the type that get_dependant returns",
+    "fastapi.security.base.SecurityBase": "to recognise dependencies that read credentials",
     "fastapi.routing.iter_route_contexts": "the paths of included routes; `app.routes` has routers since 0.137",
     "fastapi.routing.serialize_response": "@cache stores the bytes that FastAPI would send",
     "scope['fastapi']": "the path of the matched route with its prefixes, under which limits are stored",
     # -------- SQLAlchemy --------
     "sqlalchemy.util.await_only": "the pool and the Reader await the driver within one greenlet",
     "sqlalchemy.util.greenlet_spawn": "one greenlet for a read rather than three: a fifth of a small request",
-    "FairPool._do_get": "waiters get connections in their order: without it some wait until the timeout",
+    "FairPool._do_get": "waiters get connections in order; without it, some wait until the timeout",
     "FairPool._do_return_conn": "likewise",
     "FairPool._timeout": "likewise",
     # -------- arq and redis-py: a killed worker or a paused server loses no job --------
@@ -50,14 +50,14 @@ PRIVATE = {
     "arq.typing.WorkerCoroutine": "the type of a job",
     "arq.utils.*": "arq's own conversions of times, so that scores of the queue agree",
     "arq.worker.Function": "a job with its own timeout and tries is wrapped, not replaced",
-    "arq.worker.JobExecutionFailed": "a job that asks for one try too many has failed",
+    "arq.worker.JobExecutionFailed": "a job that retries after its last try has failed",
     "JobPipeline.immediate_execute_command": "a lost connection repeats the watched reads; arq's worker would end",
     "JobPipeline.annotate_exception": "arguments of jobs may be secrets, and errors are logged",
     "_PatientPool.ensure_connection": "a worker waits for a server that accepts connections and stays silent",
-    "_PatientRetry.call_with_retry": "a worker waits for its server and says so once",
+    "_PatientRetry.call_with_retry": "a worker waits for its server and logs this once",
 }
 OVERRIDES = {
-    # Methods that a library's documentation tells to override, or that keep their documented meaning.
+    # Methods that the library documents for overriding, or overrides that keep the documented meaning.
     "ArqJob.__init__", "FairPool.__init__", "JobPipeline.__init__",
     "JobPipeline.reset", "JobPipeline.set", "JobQueue.__init__", "JobQueue.enqueue_job", "JobQueue.pipeline",
     "KeyValueFormatter.format", "_PatientRetry.__init__",
@@ -79,7 +79,7 @@ def is_private(name: str) -> bool:
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """The names of libraries that are private, or not of a documented module."""
+    """Yield imported names of libraries that are private, or from an undocumented module."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
@@ -95,17 +95,17 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def attributes(tree: ast.Module) -> Iterator[str]:
-    """Private attributes of something other than `self`, `cls` and the module itself."""
+    """Yield private attributes of objects other than `self`, `cls` and the module itself."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             owner = node.value
             is_own = isinstance(owner, ast.Name) and (owner.id in {"self", "cls"} or owner.id.lstrip("_")[:1].isupper())
-            if not is_own and not isinstance(owner, ast.Call):  # super()._method is found among the overrides
+            if not is_own and not isinstance(owner, ast.Call):  # `inherited` yields super()._method
                 yield ast.unparse(node)
 
 
 def inherited(module: ModuleType) -> Iterator[str]:
-    """What classes of ours override, or use privately, of a class of a library."""
+    """Yield the names that our classes override, or use privately, from classes of libraries."""
     for name, kind in inspect.getmembers(module, inspect.isclass):
         bases = [base for base in kind.__mro__[1:] if base.__module__.partition(".")[0] not in {"app", "builtins"}]
         bases = [base for base in bases if base.__module__.partition(".")[0] not in {"typing", "abc", "enum"}]
@@ -125,13 +125,13 @@ def inherited(module: ModuleType) -> Iterator[str]:
 
 
 def _is_model(bases: list[type[Any]]) -> bool:
-    """Pydantic's and SQLAlchemy's models, exceptions and protocols: there to be inherited from."""
+    """Return whether the class is a Pydantic or SQLAlchemy model, an exception or a protocol, made for inheritance."""
     names = {base.__name__ for base in bases}
     return bool(names & {"BaseModel", "DeclarativeBase", "MappedAsDataclass", "Exception", "Protocol", "Generic"})
 
 
 def scope_keys(tree: ast.Module) -> Iterator[str]:
-    """Keys of a scope that are neither documented nor the application's own."""
+    """Yield keys of ASGI scopes that are neither documented nor the application's own."""
     for node in ast.walk(tree):
         match node:
             case ast.Subscript(value=owner, slice=ast.Constant(value=key)):
@@ -146,7 +146,7 @@ def scope_keys(tree: ast.Module) -> Iterator[str]:
 
 
 def found() -> dict[str, set[str]]:
-    """Where each name is used."""
+    """Return the places where each name is used."""
     places: dict[str, set[str]] = {}
     for file, module, tree in modules():
         for name in [*imported(tree), *attributes(tree), *inherited(module), *scope_keys(tree)]:

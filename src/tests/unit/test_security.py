@@ -23,7 +23,7 @@ def hasher(**changes: int) -> PasswordHasher:
 
 
 def one_thread(queue_size: int) -> PasswordHasher:
-    """A hasher with one thread, and room for so many behind it."""
+    """Return a hasher with one thread and a queue of `queue_size`."""
     one = hasher()
     one._executor = ThreadPoolExecutor(1)
     one._slots = threading.Semaphore(1 + queue_size)
@@ -112,13 +112,13 @@ class TestHashingThreads:
         assert await asyncio.gather(*waiting) == [True, True, True]
         assert await threads._run(gate.wait)
 
-    async def test_error_leaves_its_place(self) -> None:
+    async def test_error_frees_its_slot(self) -> None:
         threads = one_thread(0)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 await threads._run(lambda: 1 / 0)
 
-    async def test_request_that_is_given_up_keeps_its_place_until_it_is_done(self) -> None:
+    async def test_cancelled_request_holds_its_slot_until_the_hash_is_done(self) -> None:
         threads, gate = one_thread(0), threading.Event()
         task = asyncio.create_task(threads._run(gate.wait))
         await asyncio.sleep(0)
