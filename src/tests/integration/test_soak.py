@@ -6,7 +6,7 @@ import time
 import httpx
 import pytest
 
-from app.core import cache
+from app.main import app as the_app
 from soak import faults, load
 from soak.__main__ import schedule
 from soak.load import Api, User
@@ -39,7 +39,7 @@ class TestUsers:
     ) -> None:
         async def forget(*_: object) -> None: ...
 
-        monkeypatch.setattr(cache.store, "remove", forget)
+        monkeypatch.setattr(the_app.state.resources.cache, "remove", forget)
         report = await live(client, monkeypatch)
         assert report.broken["stale reads"] > 0
 
