@@ -1,5 +1,5 @@
 # The packages of the lock, in a virtual environment that the other stages copy. --no-deps: see src/unused.txt.
-FROM python:3.13-slim AS packages
+FROM python:3.14-slim AS packages
 RUN python -m venv /venv
 COPY src/requirements.lock /
 RUN /venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r /requirements.lock
@@ -8,7 +8,7 @@ FROM packages AS test-packages
 COPY src/requirements-dev.lock /
 RUN /venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r /requirements-dev.lock
 
-FROM python:3.13-slim AS base
+FROM python:3.14-slim AS base
 ENV PATH=/venv/bin:$PATH \
     # /code for `python -m src.scripts…`, /code/src for `app`
     PYTHONPATH=/code/src \

@@ -232,6 +232,7 @@ class TestMake:
         assert "-m bench --rounds 3 me" in commands(
             shell("make bench").split()[1], "ARGS=--rounds 3 me", "-o.venv/installed"
         )
+        assert "-m scripts.canary lowest" in commands("canary", "ARGS=lowest", "-o.venv/installed")
         assert re.search(r"scripts\.dev --port 8001\b", commands("run", "PORT=8001", "-o.venv/installed"))
         (clone / ".venv").unlink()
         assert "python3.13 -m venv" in commands("run", "PYTHON=python3.13")

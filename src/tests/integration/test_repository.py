@@ -62,6 +62,7 @@ class TestFiles:
         "name",
         [
             *(".env.example", ".ci/run", ".github/workflows/ci.yml", ".pre-commit-config.yaml", "CHANGELOG.md"),
+            ".github/workflows/canary.yml",
             *("CONTRIBUTING.md", "Dockerfile", "LICENSE.md", "Makefile", "README.md", "docker-compose.yml"),
             *("src/alembic.ini", "src/openapi.json", "src/pyproject.toml", "src/tests/test_user.py"),
             *("src/requirements.lock", "src/requirements-dev.lock"),
@@ -120,6 +121,34 @@ def requirements(lock: str) -> list[str]:
 
 def names(entries: list[str]) -> set[str]:
     return {re.split(r"[^A-Za-z0-9._-]", entry)[0].lower().replace("_", "-") for entry in entries}
+
+
+class TestWorkflows:
+    FILES = tuple(sorted((TOP / ".github" / "workflows").glob("*.yml")))
+
+    @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+    def test_they_may_only_read_and_run_what_is_pinned(self, file: Path) -> None:
+        workflow = yaml.safe_load(file.read_text())
+        assert workflow["permissions"] == {"contents": "read"}
+        for job in workflow["jobs"].values():
+            assert "permissions" not in job
+            for step in job["steps"]:
+                assert re.search(r"@[0-9a-f]{40}$", step.get("uses", "@" + "0" * 40))
+
+    def test_canary_runs_each_week_on_the_oldest_and_the_newest_python(self) -> None:
+        ci, canary = (
+            yaml.safe_load((TOP / ".github" / "workflows" / name).read_text()) for name in ("ci.yml", "canary.yml")
+        )
+        pythons = ci["jobs"]["check"]["strategy"]["matrix"]["python"]
+        assert canary["jobs"]["canary"]["strategy"]["matrix"]["python"] == [pythons[0], pythons[-1]]
+        assert canary["jobs"]["canary"]["steps"][-1]["run"] == "make canary"
+        assert canary[True].keys() == {"schedule", "workflow_dispatch"}  # YAML takes `on` for a boolean
+
+    def test_image_has_the_newest_python_of_ci(self) -> None:
+        ci = yaml.safe_load((TOP / ".github" / "workflows" / "ci.yml").read_text())
+        newest = ci["jobs"]["check"]["strategy"]["matrix"]["python"][-1]
+        images = re.findall(r"^FROM (python:\S+)", (TOP / "Dockerfile").read_text(), re.MULTILINE)
+        assert set(images) == {f"python:{newest}-slim"}
 
 
 class TestCompose:

@@ -1,4 +1,4 @@
-"""What `unused.txt` names is in no lock and is not needed, and nothing else is missing."""
+"""The packages of `unused.txt` are in no lock and are not needed; no other package is missing."""
 
 import os
 import re
@@ -56,8 +56,8 @@ def test_tokens_are_signed_and_verified_without_them(algorithm: str) -> None:
     assert (done.returncode, done.stdout) == (0, "UnauthorizedError\n"), done.stderr
 
 
-def test_whatever_else_is_required_is_installed() -> None:
-    """pip and uv do not look: the locks are installed as they are, without what else a package requires."""
+def test_all_other_required_packages_are_installed() -> None:
+    """pip and uv install the locks as they are and do not look for missing requirements."""
     installed = {canonicalize_name(each.metadata["Name"]): each for each in distributions()}
     missing = {
         canonicalize_name(requirement.name)
