@@ -496,7 +496,8 @@ def _with(text: str, block: str, statement: ast.stmt) -> str:
                         text = _replace(text, node.lineno, node.end_lineno, _lines_of(block, assignment))
             return text
         case _:  # the router goes above the last line
-            return _replace(text, there[-1].lineno, there[-1].lineno - 1, new)
+            end = there[-1].end_lineno or 0
+            return _replace(text, end + 1, end, ["", "", *new])
 
 
 def _target(node: ast.stmt) -> ast.AST:
