@@ -1,4 +1,4 @@
-"""The prefixes of cache keys that carry a username: a user who is renamed or deleted takes these answers along."""
+"""The prefixes of cache keys that contain a username. Renaming or deleting the user removes these keys."""
 
 POSTS = "{username}_posts"
 POST = "{username}_post_cache"

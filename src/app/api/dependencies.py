@@ -17,22 +17,10 @@ from app.schemas.rate_limit import sanitize_path
 from app.schemas.user import Caller, Username
 
 __all__ = [
-    "TOKEN_OPTIONAL",
-    "BearerToken",
-    "CurrentSuperuser",
-    "CurrentUser",
-    "EditableUserId",
-    "OptionalUser",
-    "OwnUserId",
-    "ReaderDep",
-    "SessionDep",
-    "get_current_superuser",
-    "get_current_user",
-    "get_docs_reader",
-    "get_optional_user",
-    "limit_sign_ups",
-    "rate_limiter",
-]
+    "TOKEN_OPTIONAL", "BearerToken", "CurrentSuperuser", "CurrentUser", "EditableUserId", "OptionalUser", "OwnUserId",
+    "ReaderDep", "SessionDep", "get_current_superuser", "get_current_user", "get_docs_reader", "get_optional_user",
+    "limit_sign_ups", "rate_limiter",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

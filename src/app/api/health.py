@@ -11,6 +11,7 @@ from app.core.queue import queue_of
 from app.core.rate_limit import limiter_of
 
 router = APIRouter(tags=["health"])
+_HAS_TABLES = text("SELECT EXISTS (SELECT FROM alembic_version)")
 
 
 @router.get("/health")
@@ -40,7 +41,7 @@ async def read_readiness(request: Request, response: Response, db: ReaderDep) ->
 async def _database_is_up(db: Reader) -> bool:
     """Whether the database answers and has its tables."""
     try:
-        rows = await db.fetch_all(text("SELECT EXISTS (SELECT FROM alembic_version)"), {})
+        rows = await db.fetch_all(_HAS_TABLES, {})
     except DatabaseUnavailableError:
         return False
     return bool(rows[0][0])

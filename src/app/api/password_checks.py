@@ -19,7 +19,7 @@ from app.crud.crud_users import crud_users
 from app.schemas.user import Caller
 
 KNOWN_SECONDS = 90 * 24 * 3600
-"""How long a successful address is remembered."""
+"""How long an address with a correct password is remembered."""
 
 
 async def check_password(request: Request, user: Mapping[str, Any] | None, name: str, password: str) -> bool:

@@ -1,4 +1,4 @@
-"""How many requests may pass in a period, decided in one step on the clock of the server that all workers share."""
+"""A rate limiter in one atomic step on the Redis server, by its clock, which all workers share."""
 
 import contextlib
 import math
@@ -37,7 +37,7 @@ return {0, 0, period - (now - blocking)}
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What is left of a limit: `remaining` requests, and `reset` seconds until there is one more."""
+    """The rest of a limit: `remaining` requests, and `reset` seconds until there is one more."""
 
     allowed: bool
     limit: int
@@ -55,7 +55,7 @@ class Quota:
 
 
 class RateLimiter:
-    """Counts requests by key. Without its settings, and while its server is away, all requests pass."""
+    """A counter of requests by key. Without its settings every request passes; RATE_LIMIT_FAIL_OPEN rules outages."""
 
     def __init__(self) -> None:
         self.server = RedisServer("rate limit")

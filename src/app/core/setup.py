@@ -1,8 +1,7 @@
 """Builds the application and opens what it needs; routers, handlers and the guard of the docs are arguments.
 
-The application is made from its settings alone. Global in the process are only the default `settings`
-(`core.config`), the `default_engines` that scripts and jobs use (`core.database`), `queue.pool` (`core.queue`) and the
-logging configuration.
+The application is made from its settings alone. Global in the process are the default `settings` (`core.config`), the
+`default_engines` of scripts and jobs (`core.database`), `queue.pool` (`core.queue`), logging and caches of statements.
 """
 
 import asyncio
@@ -183,6 +182,8 @@ async def _migrations(engines: Engines) -> AsyncIterator[None]:
         await migrate(engines)
     except DatabaseUnavailableError:
         waiting = asyncio.create_task(migrate_when_reachable(engines))
-    yield
-    if waiting is not None:
-        waiting.cancel()
+    try:
+        yield
+    finally:
+        if waiting is not None:
+            waiting.cancel()

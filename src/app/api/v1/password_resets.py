@@ -49,7 +49,7 @@ async def forget_password(request: Request, forgotten: PasswordForgotten) -> Mes
 
 
 async def _may_be_mailed(request: Request, email: str) -> bool:
-    """Whether the address may get another mail while the token of the last one is still valid."""
+    """Tell whether the address is below its limit of mails."""
     settings = settings_of(request)
     if not isinstance(settings, AbuseLimitSettings):
         return True

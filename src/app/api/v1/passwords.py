@@ -3,12 +3,7 @@ from fastapi import APIRouter, Request
 from app.api.dependencies import CurrentUser, ReaderDep, SessionDep
 from app.api.exceptions import responses
 from app.api.password_checks import refuse_weak_password, require_password
-from app.core.exceptions import (
-    ConflictError,
-    ForbiddenError,
-    RateLimitExceededError,
-    UnauthorizedError,
-)
+from app.core.exceptions import ConflictError, ForbiddenError, RateLimitExceededError, UnauthorizedError
 from app.core.http import passwords_of
 from app.core.models import Message
 from app.crud.crud_sessions import crud_sessions

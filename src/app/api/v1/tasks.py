@@ -8,13 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from app.api.dependencies import TOKEN_OPTIONAL, CurrentSuperuser, OptionalUser, rate_limiter
 from app.api.exceptions import responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
-from app.core.exceptions import (
-    ConflictError,
-    ForbiddenError,
-    NotFoundError,
-    RateLimitExceededError,
-    UnauthorizedError,
-)
+from app.core.exceptions import ConflictError, ForbiddenError, NotFoundError, RateLimitExceededError, UnauthorizedError
 from app.core.models import Text
 from app.core.queue import ArqJob, failed_jobs, queue_of, retry_failed_job
 from app.schemas.job import FailedJobRead, Job, JobRead

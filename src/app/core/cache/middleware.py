@@ -1,4 +1,4 @@
-"""Serves stored answers before routing, which costs more than the look-up."""
+"""Stored answers are served before routing: routing costs more than the look-up."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 

@@ -1,4 +1,4 @@
-"""Stored answers on one Redis server, which are never older than a write that has answered.
+"""Stored answers on one Redis server, which are not older than a write that has answered on the same database.
 
 On a miss the request stores a *lease* under the key, reads the database, and stores its answer only if that lease is
 still there. A write removes keys after its commit, leases included, so nothing read before the commit is stored after
@@ -24,9 +24,9 @@ from app.core.redis import RedisServer
 
 SCOPE_KEY = "app.cache"
 LEASE_SECONDS = 2.5
-"""Longer than the statement timeout, so that a waiter does not retry just before the database is found silent."""
+"""Longer than the default statement timeout: a waiter must not retry just before the database is found silent."""
 MAX_LEASES_AWAITED = 2
-"""After so many leases without an answer a waiter runs the endpoint: the answer may be one that is not stored (404)."""
+"""After these a waiter runs the endpoint itself: the answer may be one that is not stored, such as a 404."""
 MAX_ANSWER_BYTES = 256 * 1024
 """Larger answers are not stored: a few readers of long pages could fill the server."""
 _LEASE = b"\x00"  # JSON never begins with it

@@ -11,20 +11,6 @@ from app.core.database.reader import Database, Reader, fetch_all
 from app.core.database.session import on_commit, transaction
 
 __all__ = [
-    "BUILT_ONCE",
-    "Base",
-    "Database",
-    "Engines",
-    "Reader",
-    "ReaderDep",
-    "SessionDep",
-    "async_get_db",
-    "database_url",
-    "default_engines",
-    "engines_of",
-    "fetch_all",
-    "get_reader",
-    "on_commit",
-    "session_of",
-    "transaction",
-]
+    "BUILT_ONCE", "Base", "Database", "Engines", "Reader", "ReaderDep", "SessionDep", "async_get_db", "database_url",
+    "default_engines", "engines_of", "fetch_all", "get_reader", "on_commit", "session_of", "transaction",
+]  # fmt: skip

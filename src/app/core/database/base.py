@@ -1,5 +1,3 @@
-"""The base class of every model."""
-
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
 

@@ -1,4 +1,4 @@
-"""What endpoints declare: `SessionDep` to write in the request's transaction, `ReaderDep` to read without one."""
+"""Dependencies of endpoints: `SessionDep` writes in the request's transaction, `ReaderDep` reads without one."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, cast

@@ -1,4 +1,4 @@
-"""The two engines of an application: for transactions, and for single read-only statements. All waits are bounded."""
+"""The two engines of an application: for transactions, and for single read-only statements."""
 
 import asyncio
 from collections.abc import Mapping
@@ -108,4 +108,4 @@ def engines_of(connection: HTTPConnection) -> Engines:
 
 
 default_engines = Engines(settings)
-"""For scripts, jobs and the application that is built with the default settings."""
+"""The engines of scripts, jobs and the application that is built with the default settings."""

@@ -1,7 +1,7 @@
 """A connection pool that serves waiters in their order.
 
-It overrides two private methods of SQLAlchemy's pool: without it a newcomer takes a returned connection before the
-waiter that was woken for it, so that under load some requests wait until the pool timeout and fail.
+It overrides two private methods of SQLAlchemy's pool. Otherwise a newcomer may take the connection that a waiter was
+woken for. Under load, some requests then wait until the pool timeout and fail.
 `pyproject.toml` holds SQLAlchemy below the next minor version for this.
 """
 

@@ -43,10 +43,10 @@ async def transaction(engines: Engines = default_engines) -> AsyncIterator[Async
 
 
 def on_commit(db: AsyncSession, callback: AfterCommit, *, even_if_unknown: bool = False) -> None:
-    """Call `callback` when `db` has committed, before the response leaves; never after a rollback.
+    """Call `callback` when `db` has committed, before the response leaves.
 
-    `even_if_unknown`: also when the connection was lost during COMMIT, so that the outcome is unknown; then a second
-    time when the outcome is decided.
+    `even_if_unknown`: also when COMMIT fails. If the connection was lost, so that the outcome is unknown, the callback
+    runs a second time when the outcome is decided.
     """
     db.info.setdefault(_AFTER_COMMIT, []).append((callback, even_if_unknown))
 

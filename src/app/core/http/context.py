@@ -1,4 +1,4 @@
-"""What every request carries: the objects of its application, an id, and the headers of its response."""
+"""The context of a request: the objects of its application, an id, and the headers of its response."""
 
 import os
 import re
@@ -48,9 +48,7 @@ def route_template(connection: HTTPConnection) -> str:
 
 
 class RequestContext:
-    """Puts the settings and `resources` (the objects of one application, by scope key) into the scope, gives the
-    request an id, and adds the security headers to its response.
-    """
+    """Middleware that adds settings, `resources` (by scope key) and an id to the scope, and headers to the response."""
 
     def __init__(self, app: ASGIApp, settings: Settings, resources: Mapping[str, Any]) -> None:
         self.app = app

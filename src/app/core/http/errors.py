@@ -1,7 +1,7 @@
 """Answers unexpected errors without closing the connection.
 
-Starlette's ServerErrorMiddleware raises the error again for the server, which then closes the connection: the next
-request that a client has sent on it would fail as well.
+Starlette's ServerErrorMiddleware raises the error again for the server, which then closes the connection. The next
+request on that connection would fail as well.
 """
 
 import inspect

@@ -1,7 +1,7 @@
 """Refuses requests by a foreign Host header.
 
-Starlette's TrustedHostMiddleware answers in plain text, takes the first of several Host headers, refuses names with a
-final dot and has no exception for health probes, which come by address.
+Starlette's TrustedHostMiddleware answers in plain text and takes the first of several Host headers. It refuses names
+with a final dot, and health probes, which use the address.
 """
 
 import re

@@ -9,16 +9,9 @@ from app.core.queue.failed_jobs import failed_jobs, retry_failed_job
 from app.core.queue.serialization import deserialize, serialize
 
 __all__ = [
-    "ArqJob",
-    "JobQueue",
-    "QueueClient",
-    "deserialize",
-    "failed_jobs",
-    "pool",
-    "queue_of",
-    "retry_failed_job",
+    "ArqJob", "JobQueue", "QueueClient", "deserialize", "failed_jobs", "pool", "queue_of", "retry_failed_job",
     "serialize",
-]
+]  # fmt: skip
 
 pool: JobQueue
 

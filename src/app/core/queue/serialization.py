@@ -1,4 +1,4 @@
-"""How jobs and results travel: as JSON, never as pickle, which would run the code of anybody who can write to Redis."""
+"""Jobs and results as JSON. Pickle would run code from anybody who can write to Redis."""
 
 import json
 from typing import Any

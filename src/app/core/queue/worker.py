@@ -1,4 +1,4 @@
-"""What our worker adds to arq: retries with back-off, waiting for an absent queue, leases on running jobs."""
+"""Additions to arq's worker: retries with back-off, waiting for the queue, leases on running jobs."""
 
 import asyncio
 import logging
@@ -74,7 +74,7 @@ def _with_policy(job: JobT, *, timeout: float, tries: int, delay: float) -> JobT
         job,
         coroutine=_tried(job.coroutine, own_timeout, own_tries, delay),
         timeout_s=own_timeout + TIME_TO_STOP,
-        # arq counts runs that were lost with their worker, too; those must not use up the tries of the job.
+        # arq counts runs that were lost with their worker, too: leave room for them above the tries of the job.
         max_tries=max(own_tries, tries),
         keep_result_s=None if job.keep_result_s is None else _shortly(job.keep_result_s),
     )
@@ -144,7 +144,7 @@ class _PatientRetry(CommandRetry):
 
 
 class _PatientPool(ConnectionPool):
-    """Also waits for a server that accepts connections and does not answer."""
+    """A pool that also waits for a server that accepts connections but does not answer."""
 
     async def ensure_connection(self, connection: Any) -> None:
         attempt = partial(super().ensure_connection, connection)

@@ -5,12 +5,6 @@ from app.core.security.passwords import MAX_PASSWORD_LENGTH, weakness
 from app.core.security.tokens import AccessToken, RefreshToken, TokenSigner, hash_of, new_secret
 
 __all__ = [
-    "MAX_PASSWORD_LENGTH",
-    "AccessToken",
-    "PasswordHasher",
-    "RefreshToken",
-    "TokenSigner",
-    "hash_of",
-    "new_secret",
+    "MAX_PASSWORD_LENGTH", "AccessToken", "PasswordHasher", "RefreshToken", "TokenSigner", "hash_of", "new_secret",
     "weakness",
-]
+]  # fmt: skip
