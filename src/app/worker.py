@@ -52,7 +52,7 @@ async def send_password_reset(ctx: dict[str, Any], email: str) -> None:
 
 
 def _is_unclaimed(email: str) -> bool:
-    """Whether this is the default address of the first superuser: the owner of that domain must not get in."""
+    """Tell whether this is the default address of the first superuser: the owner of that domain must not get in."""
     return email == DEFAULT_ADMIN_EMAIL and settings.ENVIRONMENT is not EnvironmentOption.LOCAL
 
 

@@ -1,4 +1,4 @@
-"""Turns the errors of `app.core.exceptions` into responses, and documents them in OpenAPI with `responses(...)`."""
+"""Turn the errors of `app.core.exceptions` into responses, and document them in OpenAPI with `responses(...)`."""
 
 import json
 from collections.abc import Mapping

@@ -16,7 +16,7 @@ _HAS_TABLES = text("SELECT EXISTS (SELECT FROM alembic_version)")
 
 @router.get("/health")
 async def read_health(response: Response) -> HealthCheck:
-    """Whether the process is alive, without asking any server."""
+    """Tell whether the process is alive, without asking any server."""
     response.headers["Cache-Control"] = "private, no-store"
     return HealthCheck(status="ok")
 
@@ -25,7 +25,7 @@ async def read_health(response: Response) -> HealthCheck:
     "/health/ready", responses={503: {"model": Readiness, "description": "PostgreSQL is away, or has no tables yet"}}
 )
 async def read_readiness(request: Request, response: Response, db: ReaderDep) -> Readiness:
-    """Whether the service can answer: 503 without PostgreSQL, `degraded` while a Redis server is away."""
+    """Tell whether the service can answer: 503 without PostgreSQL, `degraded` while a Redis server is away."""
     response.headers["Cache-Control"] = "private, no-store"
     roles = (store_of(request).server, queue_of(request).server, limiter_of(request).server)
     servers = [server for server in roles if server.is_open]
@@ -39,7 +39,7 @@ async def read_readiness(request: Request, response: Response, db: ReaderDep) ->
 
 
 async def _database_is_up(db: Reader) -> bool:
-    """Whether the database answers and has its tables."""
+    """Tell whether the database answers and has its tables."""
     try:
         rows = await db.fetch_all(_HAS_TABLES, {})
     except DatabaseUnavailableError:

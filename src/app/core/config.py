@@ -23,7 +23,7 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class SettingsGroup(BaseSettings):
-    """Reads the environment, then `src/.env`, then a `.env` beside `src`; an empty value counts as absent.
+    """Base of the groups: reads the environment, then `src/.env`, then `.env` beside `src`; empty values are absent.
 
     ENV_FILE in the environment names another file instead; empty: no file, as in the tests.
     """
@@ -84,7 +84,7 @@ class AppSettings(SettingsGroup):
 
     @property
     def proxies_handled_by_server(self) -> bool:
-        """Whether uvicorn and gunicorn use the same proxies: they read the variable from the environment only."""
+        """Tell whether uvicorn and gunicorn use the same proxies: they read the variable from the environment only."""
         return "FORWARDED_ALLOW_IPS" in os.environ
 
 
@@ -200,7 +200,7 @@ class WebSecuritySettings(SettingsGroup):
 
 
 class MailSettings(SettingsGroup):
-    """Without SMTP_HOST mail goes to the console in `local`; elsewhere there is no mail, and no password reset."""
+    """Mail settings. Without SMTP_HOST, `local` prints mail; elsewhere there is no mail, and no password reset."""
 
     SMTP_HOST: str | None = None
     SMTP_PORT: Port = 587

@@ -47,7 +47,7 @@ class SMTPMailer:
 
 
 class ConsoleMailer:
-    """Prints mail instead of sending it. Not to the log: there may be secrets in it."""
+    """Print mail to standard output instead of sending it. The log gets none, since mail may hold secrets."""
 
     def __init__(self, sender: str) -> None:
         self._sender = sender

@@ -1,4 +1,4 @@
-"""Builds the application and opens what it needs; routers, handlers and the guard of the docs are arguments.
+"""Build the application and open its resources; routers, handlers and the guard of the docs are arguments.
 
 The application is made from its settings alone. Global in the process are the default `settings` (`core.config`), the
 `default_engines` of scripts and jobs (`core.database`), `queue.pool` (`core.queue`), logging and caches of statements.

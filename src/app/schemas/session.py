@@ -46,7 +46,7 @@ class SessionUpdateInternal(BaseModel):
 
 
 class RefreshTokenBody(InputSchema):
-    """For clients without cookies."""
+    """A refresh token in the body, for clients without cookies."""
 
     refresh_token: Secret
 

@@ -31,7 +31,7 @@ async def get_tier_id(tier_name: Text, db: SessionDep) -> int:
 
 
 async def find_tier_id(tier_name: Text) -> Lookup:
-    """For reads: their own statement looks the id up."""
+    """Return a lookup, so that the statement that reads finds the id."""
     return Lookup(Tier, "id", {"name": tier_name})
 
 

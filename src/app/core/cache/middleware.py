@@ -10,7 +10,7 @@ MAX_URL_LENGTH = 200
 
 
 class StoredAnswers:
-    """Remembers the cache key of each URL that an endpoint with `@cache` has answered, and looks there first.
+    """Remember the cache key of each URL that an endpoint with `@cache` has answered, and look there first.
 
     `@cache` names the key only on routes that `prepare_cached_routes` allows.
     """

@@ -104,7 +104,7 @@ def _escape(value: str) -> str:
 
 
 def depends_on_caller(dependant: Dependant) -> bool:
-    """Whether the endpoint or a dependency reads headers, cookies or credentials."""
+    """Tell whether the endpoint or a dependency reads headers, cookies or credentials."""
     return (
         isinstance(dependant.call, SecurityBase)
         or bool(dependant.header_params or dependant.cookie_params)

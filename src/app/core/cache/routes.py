@@ -1,4 +1,4 @@
-"""Checks each `@cache` against its route when the application is built, and decides which routes are served early."""
+"""Check each `@cache` against its route when the application is built, and decide which routes are served early."""
 
 from typing import Any
 

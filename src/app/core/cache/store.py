@@ -152,7 +152,7 @@ class CacheStore:
         return f"{int.from_bytes(digest):0{_SEAL_BYTES}b}".encode().translate(_WHITE_SPACE)
 
     def is_trusted(self) -> bool:
-        """Whether stored answers are served: not before the start, or an outage, has been cleared up."""
+        """Tell whether stored answers are served: not before the start, or an outage, has been cleared up."""
         return self._clearing is None and time.monotonic() >= self.server.back_since + self._distrust_seconds
 
     def _refuse_distrusted(self) -> None:

@@ -1,4 +1,4 @@
-"""Turns PostgreSQL's errors into those of `app.core.exceptions`, by SQLSTATE, and removes row values from them."""
+"""Turn PostgreSQL's errors into those of `app.core.exceptions`, by SQLSTATE, and remove row values from them."""
 
 from typing import Any, cast
 

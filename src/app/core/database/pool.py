@@ -14,7 +14,7 @@ from sqlalchemy.util import await_only
 
 
 class FairPool(AsyncAdaptedQueuePool):
-    """Lends connections in the order of the requests for them."""
+    """A pool that lends connections in the order of the requests for them."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

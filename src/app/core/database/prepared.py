@@ -1,4 +1,4 @@
-"""Runs a reading statement on the driver without SQLAlchemy's execution, which halves the cost of a small read.
+"""Run a reading statement on the driver without SQLAlchemy's execution, which halves the cost of a small read.
 
 SQLAlchemy compiles the statement once; parameters and rows then pass through the bind and result processors of their
 types. Only statements whose types are all in `TYPES` are run so: `tests/integration/test_prepared_types.py` proves for

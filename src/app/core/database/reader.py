@@ -16,7 +16,7 @@ from app.core.exceptions import DatabaseUnavailableError
 
 
 class Reader:
-    """Reads outside a transaction: borrows a read-only connection for one statement at a time."""
+    """Read outside a transaction, with a read-only connection that is borrowed for one statement at a time."""
 
     def __init__(self, engine: AsyncEngine, server: PostgresServer, *, uses_prepared: bool) -> None:
         self._uses_prepared = uses_prepared

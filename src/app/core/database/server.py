@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class PostgresServer:
-    """Opens connections to one server, and fails at once while the server is silent.
+    """Open connections to one server, and fail at once while the server is silent.
 
     A silent server accepts no connection, or stops answering. One background task then retries, and every request gets
     DatabaseUnavailableError: if each waited for its own timeout, an outage would hold up all requests.

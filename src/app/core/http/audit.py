@@ -27,7 +27,7 @@ def note(scope: Scope, **values: Any) -> None:
 
 
 class AuditLog:
-    """Writes the event once the request is over; its `status` is None when nothing was answered."""
+    """Middleware that writes the event once the request is over; its `status` is None when nothing was answered."""
 
     def __init__(self, app: ASGIApp, settings: AppSettings) -> None:
         self.app = app

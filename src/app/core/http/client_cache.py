@@ -9,7 +9,7 @@ _ENTITY_TAG = re.compile(rb'(?:W/)?("[^"]*")')
 
 
 class ClientCache:
-    """Lets clients keep successful answers to GET requests without credentials for `max_age` seconds.
+    """Middleware that lets clients keep successful answers to GET requests without credentials for `max_age` seconds.
 
     These answers get an ETag, and a matching If-None-Match a 304. An endpoint's own `Cache-Control` is kept;
     `RequestContext` makes all other answers private.

@@ -1,4 +1,4 @@
-"""Answers unexpected errors without closing the connection.
+"""Answer unexpected errors without closing the connection.
 
 Starlette's ServerErrorMiddleware raises the error again for the server, which then closes the connection. The next
 request on that connection would fail as well.
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnexpectedErrors:
-    """Logs an unexpected error and answers with the handler that is registered for `Exception` or 500, or with 500."""
+    """Log an unexpected error and answer with the handler that is registered for `Exception` or 500, or with 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,10 +1,10 @@
-"""Answers HEAD as GET without its body: FastAPI's routes answer 405."""
+"""Answer HEAD as GET without its body: FastAPI's routes answer 405."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadRequests:
-    """Passes HEAD on as GET; the bytes of the response are dropped, its headers stay."""
+    """Pass HEAD on as GET; the bytes of the response are dropped, its headers stay."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""Refuses requests by a foreign Host header.
+"""Refuse requests with a foreign Host header.
 
 Starlette's TrustedHostMiddleware answers in plain text and takes the first of several Host headers. It refuses names
 with a final dot, and health probes, which use the address.
@@ -15,7 +15,7 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+?)\.?(:[0-9]*)?")
 
 
 class TrustedHosts:
-    """Answers 400 unless the Host header names one of `allowed_hosts`; `*.example.com` stands for all names below."""
+    """Answer 400 unless the Host header names one of `allowed_hosts`; `*.example.com` stands for all names below."""
 
     def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]) -> None:
         self.app = app

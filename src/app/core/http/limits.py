@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class BodyLimit:
-    """Answers 413 to bodies of more than `max_bytes`.
+    """Answer 413 to bodies of more than `max_bytes`.
 
     FastAPI's `max_body_size` checks the announced length only when the body is read, and then answers in plain text
     outside all other middleware.
@@ -44,7 +44,7 @@ class BodyLimit:
 
 
 class RequestTimeout:
-    """Ends a request after `seconds`: with 503, or by an error when the response has begun."""
+    """End a request after `seconds`: with 503, or by an error when the response has begun."""
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self.app = app

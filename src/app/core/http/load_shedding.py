@@ -1,4 +1,4 @@
-"""Refuses requests while too many are in progress."""
+"""Refuse requests while too many are in progress."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoadShedding:
-    """Answers 503 at once while `limit` requests are in progress: one more would delay all of them.
+    """Answer 503 at once while `limit` requests are in progress: one more would delay all of them.
 
     After `CALM_SECONDS` without a refusal, `BURST` times as many are accepted for `BURST_SECONDS`: a short burst can be
     worked off, a lasting overload cannot.

@@ -119,7 +119,7 @@ async def _in_time(run: Awaitable[T], timeout: float) -> T:  # noqa: ASYNC109
 
 # -------- waiting for the queue --------
 class _PatientRetry(CommandRetry):
-    """Repeats a command while its server is away and the worker is not stopped; logs each outage once."""
+    """Repeat a command while its server is away and the worker is not stopped; log each outage once."""
 
     worker: ClassVar[asyncio.Task[Any] | None] = None
 
@@ -185,7 +185,7 @@ def queue_address(settings: RedisQueueSettings) -> RedisSettings:
 
 # -------- leases --------
 class JobLeases:
-    """Lets the job of a killed worker run again after `SECONDS`, however long jobs may take.
+    """Let the job of a killed worker run again after `SECONDS`, however long jobs may take.
 
     arq marks a running job until the longest timeout is over; here the mark is short, and renewed while we run.
     """

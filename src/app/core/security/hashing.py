@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class PasswordHasher:
-    """Hashes and verifies passwords in as many threads as leave one processor to the event loop.
+    """Hash and verify passwords in as many threads as leave one processor to the event loop.
 
     bcrypt_sha256 uses the whole password; plain bcrypt uses its first 72 bytes. Hashes of plain bcrypt, or of another
     cost, are accepted and reported by `is_outdated`.
@@ -49,7 +49,7 @@ class PasswordHasher:
             return False
 
     def is_outdated(self, hashed_password: str) -> bool:
-        """Whether the hash was made by an older scheme or at another cost than today's."""
+        """Tell whether the hash was made by an older scheme or at another cost than today's."""
         return self._context.needs_update(hashed_password)
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:

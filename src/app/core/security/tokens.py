@@ -50,7 +50,7 @@ class RefreshToken:
 
 
 class TokenSigner:
-    """Signs and reads tokens with the key of the settings."""
+    """Sign and read tokens with the key of the settings."""
 
     def __init__(self, settings: CryptSettings) -> None:
         self._secret = settings.secret_key
