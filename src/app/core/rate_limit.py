@@ -5,13 +5,10 @@ import math
 from dataclasses import dataclass
 from typing import cast
 
-from fastapi.requests import HTTPConnection
-
 from app.core.config import RedisRateLimiterSettings
 from app.core.exceptions import RedisUnavailableError
 from app.core.redis import RedisServer
-
-SCOPE_KEY = "app.limiter"
+from app.core.resources import getter
 
 # The times (microseconds) of the requests that passed in the last period, newest first. Unlike a counter per window,
 # this log admits no more than the limit in any period, wherever it begins.
@@ -117,6 +114,4 @@ class RateLimiter:
             return False
 
 
-def limiter_of(connection: HTTPConnection) -> RateLimiter:
-    """The rate limiter of the application that got this request."""
-    return cast(RateLimiter, connection.scope[SCOPE_KEY])
+limiter_of = getter(RateLimiter)

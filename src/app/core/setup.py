@@ -16,23 +16,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.core import config
 from app.core.cache import CacheStore, StoredAnswers, prepare_cached_routes
-from app.core.cache.store import SCOPE_KEY as CACHE
-from app.core.config import (
-    ClientSideCacheSettings,
-    EnvironmentOption,
-    RedisCacheSettings,
-    RedisQueueSettings,
-    RedisRateLimiterSettings,
-    Settings,
-    WebSecuritySettings,
-)
+from app.core.config import EnvironmentOption, Settings
 from app.core.database import Engines, default_engines
-from app.core.database.engines import SCOPE_KEY as ENGINES
 from app.core.docs import add_docs, document_errors
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.http.audit import AuditLog
 from app.core.http.client_cache import ClientCache
-from app.core.http.context import PASSWORDS, TOKENS, RequestContext
+from app.core.http.context import RequestContext
 from app.core.http.errors import UnexpectedErrors
 from app.core.http.head import HeadRequests
 from app.core.http.hosts import TrustedHosts
@@ -40,8 +30,6 @@ from app.core.http.limits import BodyLimit, RequestTimeout
 from app.core.http.load_shedding import LoadShedding
 from app.core.logger import setup_logging
 from app.core.queue import QueueClient
-from app.core.queue.client import SCOPE_KEY as QUEUE
-from app.core.rate_limit import SCOPE_KEY as LIMITER
 from app.core.rate_limit import RateLimiter
 from app.core.security import PasswordHasher, TokenSigner
 
@@ -63,15 +51,10 @@ class Resources:
         self.tokens = TokenSigner(settings)
 
     @property
-    def by_scope_key(self) -> dict[str, Any]:
-        return {
-            ENGINES: self.engines,
-            CACHE: self.cache,
-            QUEUE: self.queue,
-            LIMITER: self.limiter,
-            PASSWORDS: self.passwords,
-            TOKENS: self.tokens,
-        }
+    def by_class(self) -> dict[type, Any]:
+        """The objects as the accessors of `core.resources.getter` look them up."""
+        objects = (self.engines, self.cache, self.queue, self.limiter, self.passwords, self.tokens)
+        return {Settings: self.settings, **{type(each): each for each in objects}}
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -80,17 +63,17 @@ class Resources:
         settings = self.settings
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.engines.close)
-            if isinstance(settings, RedisCacheSettings):
+            if isinstance(settings, config.RedisCacheSettings):
                 self.cache.open(settings, settings.secret_key)
                 stack.push_async_callback(self.cache.close)
-            if isinstance(settings, RedisQueueSettings):
+            if isinstance(settings, config.RedisQueueSettings):
                 self.queue.open(settings)
                 stack.push_async_callback(self.queue.close)
-            if isinstance(settings, RedisRateLimiterSettings):
+            if isinstance(settings, config.RedisRateLimiterSettings):
                 self.limiter.open(settings)
                 stack.push_async_callback(self.limiter.server.close)
             if settings.ENVIRONMENT is EnvironmentOption.LOCAL:
-                await stack.enter_async_context(_migrations(self.engines))
+                await _migrate(self.engines)
             yield
 
 
@@ -141,49 +124,43 @@ def _operation_id(route: APIRoute) -> str:
 def _middleware(resources: Resources) -> list[Middleware]:
     """The middleware from the outside in. Everything inside RequestContext has its id, headers and resources."""
     settings = resources.settings
-    middleware = [
-        Middleware(RequestContext, settings=settings, resources=resources.by_scope_key),
+    is_secured = isinstance(settings, config.WebSecuritySettings)
+    origins = settings.cors_origins if is_secured else []
+    hosts = settings.allowed_hosts if is_secured else []
+    cors: dict[str, Any] = {
+        "allow_origins": origins,
+        "allow_credentials": "*" not in origins,
+        "allow_methods": ["*"],
+        "allow_headers": ["*"],
+        "expose_headers": EXPOSED_HEADERS,
+    }
+    # CORS is outside all others, so that a page of another origin can read every error, too.
+    middleware = [Middleware(CORSMiddleware, **cors)] if origins else []
+    middleware += [
+        Middleware(RequestContext, settings=settings, resources=resources.by_class),
         Middleware(AuditLog, settings=settings),
         Middleware(HeadRequests),
+    ]
+    middleware += [Middleware(TrustedHosts, allowed_hosts=hosts)] if hosts else []
+    middleware += [
         Middleware(LoadShedding, limit=settings.MAX_CONCURRENT_REQUESTS),
         Middleware(BodyLimit, max_bytes=settings.MAX_BODY_BYTES),
         Middleware(UnexpectedErrors),
         Middleware(RequestTimeout, seconds=settings.REQUEST_TIMEOUT),
     ]
-    if isinstance(settings, ClientSideCacheSettings):
+    if isinstance(settings, config.ClientSideCacheSettings):
         middleware.append(Middleware(ClientCache, max_age=settings.CLIENT_CACHE_MAX_AGE))
-    if isinstance(settings, RedisCacheSettings):
+    if isinstance(settings, config.RedisCacheSettings):
         middleware.append(Middleware(StoredAnswers, store=resources.cache))
-    if isinstance(settings, WebSecuritySettings):
-        if settings.allowed_hosts:
-            middleware.insert(4, Middleware(TrustedHosts, allowed_hosts=settings.allowed_hosts))
-        if origins := settings.cors_origins:
-            # Outside all others, so that a page of another origin can read every error, too.
-            cors = Middleware(
-                CORSMiddleware,
-                allow_origins=origins,
-                allow_credentials="*" not in origins,
-                allow_methods=["*"],
-                allow_headers=["*"],
-                expose_headers=EXPOSED_HEADERS,
-            )
-            middleware.insert(0, cors)
     return middleware
 
 
-@asynccontextmanager
-async def _migrations(engines: Engines) -> AsyncIterator[None]:
+async def _migrate(engines: Engines) -> None:
     """Migrate before the first request, or, when the database is not there yet, as soon as it is."""
     # Alembic is imported only where it runs: it takes a tenth of the start.
     from app.core.database.migrations import migrate, migrate_when_reachable  # noqa: PLC0415
 
-    waiting: asyncio.Task[None] | None = None
     try:
         await migrate(engines)
     except DatabaseUnavailableError:
-        waiting = asyncio.create_task(migrate_when_reachable(engines))
-    try:
-        yield
-    finally:
-        if waiting is not None:
-            waiting.cancel()
+        engines.background.add(asyncio.create_task(migrate_when_reachable(engines)))

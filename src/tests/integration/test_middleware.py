@@ -266,7 +266,7 @@ class TestTrustedHosts:
                 answer = await own.get("/api/v1/users")
                 assert (await own.get("/health")).status_code == 200
             assert answer.status_code == 400
-            assert answer.json() == {"detail": "The service is not called by the name in the Host header"}
+            assert answer.json() == {"detail": "This host name is not served: check the Host header"}
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["cache-control"] == "private, no-store"
 

@@ -15,14 +15,12 @@ import time
 from collections.abc import Iterable
 from typing import cast
 
-from fastapi.requests import HTTPConnection
-
 from app.core.cache.scripts import FETCH, INDEX, INDEXES, REMOVE, STORE
 from app.core.config import RedisCacheSettings
 from app.core.exceptions import RedisUnavailableError
 from app.core.redis import RedisServer
+from app.core.resources import getter
 
-SCOPE_KEY = "app.cache"
 LEASE_SECONDS = 2.5
 """Longer than the default statement timeout: a waiter must not retry just before the database is found silent."""
 MAX_LEASES_AWAITED = 2
@@ -200,6 +198,4 @@ def _index(key: str) -> str:
     return INDEX + key.partition(":")[0]
 
 
-def store_of(connection: HTTPConnection) -> CacheStore:
-    """The cache of the application that got this request."""
-    return cast(CacheStore, connection.scope[SCOPE_KEY])
+store_of = getter(CacheStore)

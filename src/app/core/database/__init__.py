@@ -1,6 +1,6 @@
-"""The database: `base` (models), `engines` over `pool` and `server` (connections), `errors` (SQLSTATE to exception),
-`reader` with `prepared` (reads without a transaction), `session` (units of work), `dependencies` (what endpoints
-declare) and `migrations`.
+"""The database. Models: `base`. Connections: `engines` over `pool` and `server`. SQLSTATE to exception: `errors`.
+
+Reads without a transaction: `reader` with `prepared`. Units of work: `session`. What endpoints declare: `dependencies`.
 """
 
 from app.core.database.base import Base

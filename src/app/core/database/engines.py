@@ -3,9 +3,8 @@
 import asyncio
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from fastapi.requests import HTTPConnection
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
@@ -14,8 +13,7 @@ from app.core.database.errors import translate_error
 from app.core.database.pool import FairPool
 from app.core.database.reader import Reader
 from app.core.database.server import PostgresServer
-
-SCOPE_KEY = "app.engines"
+from app.core.resources import getter
 
 
 def database_url(settings: PostgresSettings, server: str | None = None) -> URL:
@@ -102,10 +100,6 @@ class Engines:
                 await engine.dispose(close=False)
 
 
-def engines_of(connection: HTTPConnection) -> Engines:
-    """The engines of the application that got this request."""
-    return cast(Engines, connection.scope[SCOPE_KEY])
-
-
+engines_of = getter(Engines)
 default_engines = Engines(settings)
 """The engines of scripts, jobs and the application that is built with the default settings."""

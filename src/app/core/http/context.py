@@ -3,35 +3,22 @@
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from fastapi.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import ClientSideCacheSettings, EnvironmentOption, Settings, WebSecuritySettings
 from app.core.logger import request_id
+from app.core.resources import SCOPE_KEY, getter
 from app.core.security import PasswordHasher, TokenSigner
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _RESPONSE_HEADERS = "app.response_headers"
-_SETTINGS = "app.settings"
-PASSWORDS = "app.passwords"
-TOKENS = "app.tokens"
 
-
-def settings_of(connection: HTTPConnection) -> Settings:
-    """The settings of the application that got this request."""
-    return cast(Settings, connection.scope[_SETTINGS])
-
-
-def passwords_of(connection: HTTPConnection) -> PasswordHasher:
-    """The password hasher of the application that got this request."""
-    return cast(PasswordHasher, connection.scope[PASSWORDS])
-
-
-def tokens_of(connection: HTTPConnection) -> TokenSigner:
-    """The token signer of the application that got this request."""
-    return cast(TokenSigner, connection.scope[TOKENS])
+settings_of = getter(Settings)
+passwords_of = getter(PasswordHasher)
+tokens_of = getter(TokenSigner)
 
 
 def add_response_headers(scope: Scope, headers: Mapping[str, str]) -> None:
@@ -48,11 +35,11 @@ def route_template(connection: HTTPConnection) -> str:
 
 
 class RequestContext:
-    """Middleware that adds settings, `resources` (by scope key) and an id to the scope, and headers to the response."""
+    """Middleware that adds the application's objects (by class) and an id to the scope, and headers to the response."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, resources: Mapping[str, Any]) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, resources: Mapping[type, Any]) -> None:
         self.app = app
-        self.scope_values = {**resources, _SETTINGS: settings}
+        self.resources = resources
         self.headers = [
             (b"x-content-type-options", b"nosniff"),
             (b"x-frame-options", b"DENY"),
@@ -72,7 +59,7 @@ class RequestContext:
         request_id.set(identity.decode())
         extra = [*self.headers, (b"x-request-id", identity)]
         # A copy: the server's own scope stays as it was.
-        scope = {**scope, **self.scope_values, _RESPONSE_HEADERS: extra}
+        scope = {**scope, SCOPE_KEY: self.resources, _RESPONSE_HEADERS: extra}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnexpectedErrors:
-    """Log an unexpected error and answer with the handler that is registered for `Exception` or 500, or with 500."""
+    """Log an unexpected error and answer it: by the handler registered for `Exception` or 500, else with 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

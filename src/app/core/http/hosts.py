@@ -1,7 +1,7 @@
 """Refuse requests with a foreign Host header.
 
-Starlette's TrustedHostMiddleware answers in plain text and takes the first of several Host headers. It refuses names
-with a final dot, and health probes, which use the address.
+Starlette's TrustedHostMiddleware answers in plain text, and takes the first of several Host headers. It refuses names
+with a final dot. It also refuses health probes, which use the address.
 """
 
 import re
@@ -25,7 +25,7 @@ class TrustedHosts:
         if scope["type"] not in ("http", "websocket") or scope["path"] in PROBES or self._is_allowed(scope):
             await self.app(scope, receive, send)
         else:
-            detail = "The service is not called by the name in the Host header"
+            detail = "This host name is not served: check the Host header"
             await JSONResponse({"detail": detail}, 400)(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:

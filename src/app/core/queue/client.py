@@ -1,22 +1,20 @@
 """The client of the job queue: enqueues jobs, and looks them up as `ArqJob`."""
 
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from arq.connections import ArqRedis
 from arq.constants import job_key_prefix, result_key_prefix
 from arq.jobs import Job, serialize_job
 from arq.utils import timestamp_ms, to_ms, to_unix_ms
-from fastapi.requests import HTTPConnection
 
 from app.core.config import RedisQueueSettings
 from app.core.queue.failed_jobs import JOB_LIFETIME
 from app.core.queue.pipeline import JobPipeline
 from app.core.queue.serialization import deserialize, serialize
 from app.core.redis import RedisServer
-
-SCOPE_KEY = "app.queue"
+from app.core.resources import getter
 
 # KEYS: job, result, queue. ARGV: definition, its milliseconds, when to start it, id.
 _ENQUEUE = """
@@ -106,9 +104,7 @@ class QueueClient:
 _open_clients: list[QueueClient] = []
 
 
-def queue_of(connection: HTTPConnection) -> QueueClient:
-    """The queue of the application that got this request."""
-    return cast(QueueClient, connection.scope[SCOPE_KEY])
+queue_of = getter(QueueClient)
 
 
 def default_pool() -> JobQueue:
