@@ -1,6 +1,5 @@
 from app.crud.crud_base import CRUDBase
 from app.models.tier import Tier
-from app.schemas.tier import TierCreateInternal, TierUpdate
+from app.schemas.tier import TierCreate, TierUpdate
 
-CRUDTier = CRUDBase[Tier, TierCreateInternal, TierUpdate]
-crud_tiers = CRUDTier(Tier)
+crud_tiers = CRUDBase[Tier, TierCreate, TierUpdate](Tier)

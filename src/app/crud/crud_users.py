@@ -68,15 +68,14 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
 
         If the uuid of a session is given, the session must not have ended.
         """
-        if session is None:
-            rows = await fetch_all(db, _SELECT_CALLER, {"user": uuid, "path": path})
-        else:
-            values = {"user": uuid, "path": path, "session": session}
-            rows = await fetch_all(db, _SELECT_CALLER_IN_SESSION, values)
+        statement, values = _SELECT_CALLER, {"user": uuid, "path": path}
+        if session is not None:
+            statement, values["session"] = _SELECT_CALLER_IN_SESSION, session
+        rows = await fetch_all(db, statement, values)
         return cast(Caller, dict(zip(_CALLER_KEYS, rows[0], strict=True))) if rows else None
 
     async def get_with_rate_limits(self, db: Database, username: str) -> dict[str, Any] | None:
-        """Return the living user of this name as `UserReadRateLimits` has it, or None."""
+        """Return the active user of this name as `UserReadRateLimits` has it, or None."""
         rows = await fetch_all(db, _SELECT_WITH_RATE_LIMITS, {"username": username})
         if not rows:
             return None
@@ -93,7 +92,7 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
         columns = ["id", "uuid", "is_superuser", "hashed_password"]
         return await self.get(db, columns, **{name: value}, is_deleted=False)
 
-    async def hold_password(self, db: AsyncSession, user_id: int) -> str | None:
+    async def lock_password(self, db: AsyncSession, user_id: int) -> str | None:
         """Lock the password of an active user until the commit; return its hash, or None if there is no such user."""
         statement = select(User.hashed_password).where(User.id == user_id, ~User.is_deleted)
         return (await db.execute(statement.with_for_update(key_share=True))).scalar_one_or_none()

@@ -1,8 +1,8 @@
 from typing import Annotated, Self
 
-from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
+from pydantic import MISSING, AfterValidator, Field, StringConstraints, model_validator
 
-from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text
+from app.core.models import InputSchema, JsonNumber, ReadSchema, Text
 
 
 def sanitize_path(path: str) -> str:
@@ -49,14 +49,6 @@ class RateLimitCreate(InputSchema):
     def _default_name(self) -> Self:
         self.name = self.name or f"{self.path}:{self.limit}:{self.period}"
         return self
-
-
-class RateLimitCreateInternal(BaseModel):
-    tier_id: RowId
-    name: str
-    path: str
-    limit: int
-    period: int
 
 
 class RateLimitUpdate(InputSchema):

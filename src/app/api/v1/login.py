@@ -46,7 +46,7 @@ async def login_for_access_token(
     renewed = await passwords.hash(form.password) if passwords.is_outdated(checked) else None
     # Lock the row until the commit: no session may begin with a password that another request has just changed.
     if renewed is None or not await crud_users.change_password(db, user["id"], checked, renewed):
-        stored = await crud_users.hold_password(db, user["id"])
+        stored = await crud_users.lock_password(db, user["id"])
         if stored != checked and not await passwords.verify(form.password, stored):
             raise UnauthorizedError(REFUSED)
     if not isinstance(settings, SessionSettings):
