@@ -10,17 +10,11 @@ def sanitize_path(path: str) -> str:
     return path.strip("/").replace("/", "_")
 
 
-def _sanitized(path: str) -> str:
-    if not (name := sanitize_path(path)):
-        raise ValueError("the path is empty")
-    return name
-
-
 # The template of a route, with or without a leading slash; stored as `api_v1_tasks_task`.
 LimitedPath = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255, pattern=r"^/*[^/\x00-\x20][^\x00-\x20]*$"),
-    AfterValidator(_sanitized),
+    AfterValidator(sanitize_path),
     Field(examples=["api/v1/tasks/task"]),
 ]
 LimitName = Annotated[Text, Field(min_length=1, max_length=300, examples=["api_v1_tasks:5:60"])]

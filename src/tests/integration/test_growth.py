@@ -21,8 +21,6 @@ from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_tier import crud_tiers
 from app.crud.crud_users import crud_users
-from app.crud.statements import Lookup
-from app.models.tier import Tier
 from app.schemas.post import PostRead, PostUpdate
 from app.schemas.user import UserRead, UserReadOwn, UserUpdate
 from tests.environment import connected
@@ -111,7 +109,7 @@ READS: dict[str, Callable[[Reader], Awaitable[Any]]] = {
     "post": lambda db: crud_posts.get(db, PostRead, id=70_000, **OWN),
     "tiers": crud_tiers.get_multi,
     "tier": lambda db: crud_tiers.get(db, name="tier5"),
-    "rate limits": lambda db: crud_rate_limits.get_multi(db, tier_id=Lookup(Tier, "id", {"name": "tier5"})),
+    "rate limits": lambda db: crud_rate_limits.get_multi(db, tier_id=crud_tiers.id_of("tier5")),
     "rate limits of a user": lambda db: crud_users.get_with_rate_limits(db, "user5"),
     "sessions": lambda db: crud_sessions.get_active(db, 5, 0, 10),
 }

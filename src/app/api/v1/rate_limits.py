@@ -9,9 +9,7 @@ from app.core.exceptions import DuplicateValueError, ForbiddenError, NotFoundErr
 from app.core.models import Message, RowId, Text
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
-from app.crud.statements import Lookup
 from app.models.rate_limit import RateLimit
-from app.models.tier import Tier
 from app.schemas.rate_limit import RateLimitCreate, RateLimitRead, RateLimitUpdate
 
 router = APIRouter(
@@ -27,13 +25,7 @@ async def get_tier_id(tier_name: Text, db: SessionDep) -> int:
     return int(ensure_found(await crud_tiers.lock_key(db, name=tier_name), "Tier"))
 
 
-async def find_tier_id(tier_name: Text) -> Lookup:
-    """Return a lookup, so that the statement that reads finds the id."""
-    return Lookup(Tier, "id", {"name": tier_name})
-
-
 TierId = Annotated[int, Depends(get_tier_id)]
-TierIdLookup = Annotated[Lookup, Depends(find_tier_id)]
 RateLimitId = Annotated[RowId, Path()]
 
 
@@ -44,18 +36,18 @@ async def write_rate_limit(tier_id: TierId, rate_limit: RateLimitCreate, db: Ses
 
 
 @router.get("/rate_limits", response_model=PaginatedListResponse[RateLimitRead])
-async def read_rate_limits(tier_id: TierIdLookup, db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
+async def read_rate_limits(tier_name: Text, db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
     """List the rate limits of a tier."""
     limits = await crud_rate_limits.get_multi(
-        db, page.offset, page.items_per_page, RateLimitRead, after=page.after, tier_id=tier_id
+        db, page.offset, page.items_per_page, RateLimitRead, after=page.after, tier_id=crud_tiers.id_of(tier_name)
     )
     return page.response(limits)
 
 
 @router.get("/rate_limit/{id}", response_model=RateLimitRead)
-async def read_rate_limit(tier_id: TierIdLookup, id: RateLimitId, db: ReaderDep) -> dict[str, Any]:
+async def read_rate_limit(id: RateLimitId, tier_name: Text, db: ReaderDep) -> dict[str, Any]:
     """Read a rate limit."""
-    rate_limit = await crud_rate_limits.get(db, RateLimitRead, id=id, tier_id=tier_id)
+    rate_limit = await crud_rate_limits.get(db, RateLimitRead, id=id, tier_id=crud_tiers.id_of(tier_name))
     return ensure_found(rate_limit, "Rate limit")
 
 
