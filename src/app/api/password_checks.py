@@ -117,8 +117,7 @@ async def confirm_caller(request: Request, caller: Caller, password: str | None,
     elif isinstance(settings, SessionSettings) and began is not None:
         minutes = settings.REAUTHENTICATION_MINUTES
         if now() - began >= timedelta(minutes=minutes):
-            detail = f"You signed in more than {minutes} minutes ago: send your current_password too"
-            raise ForbiddenError(detail)
+            raise ForbiddenError(f"You signed in more than {minutes} minutes ago: send your current_password too")
 
 
 async def limit_by_address(request: Request, what: str, limit: int, period: int) -> None:

@@ -3,7 +3,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, func, select, true, union_all
+from sqlalchemy import Delete, Row, bindparam, delete, func, select, true, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import BUILT_ONCE, Database, fetch_all
@@ -106,11 +106,11 @@ class CRUDSession(CRUDBase[Session, Client, Client]):
 
     async def end_all(self, db: AsyncSession, user_id: int, *, except_id: int | None = None) -> int:
         """End the sessions of a user, except the one with the id `except_id`; return their number."""
-        return await execute_write(db, delete(Session).where(*_sessions_of(user_id, except_id)))
+        return await execute_write(db, _delete_sessions(user_id, except_id))
 
     async def end_all_and_revoke_reset(self, db: AsyncSession, user_id: int, *, except_id: int | None = None) -> None:
         """End the sessions of a user, except the one with the id `except_id`, and revoke a mailed reset token."""
-        ended = delete(Session).where(*_sessions_of(user_id, except_id)).returning(Session.id).cte("ended")
+        ended = _delete_sessions(user_id, except_id).returning(Session.id).cte("ended")
         await db.execute(delete(PasswordReset).where(PasswordReset.user_id == user_id).add_cte(ended))
 
     async def get_active(self, db: Database, user_id: int, offset: int, limit: int) -> dict[str, Any]:
@@ -131,8 +131,9 @@ class CRUDSession(CRUDBase[Session, Client, Client]):
         return await execute_write(db, delete(Session).where(Session.id.in_(dead)))
 
 
-def _sessions_of(user_id: int, except_id: int | None) -> list[ColumnElement[bool]]:
-    return [Session.user_id == user_id] + ([Session.id != except_id] if except_id is not None else [])
+def _delete_sessions(user_id: int, except_id: int | None) -> Delete:
+    # With None, SQLAlchemy writes IS NOT NULL, which is true of every id.
+    return delete(Session).where(Session.user_id == user_id, Session.id != except_id)
 
 
 crud_sessions = CRUDSession(Session)

@@ -15,17 +15,13 @@ from app.core.models import Token
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 
-router = APIRouter(tags=["login"])
+router = APIRouter(tags=["login"], responses=responses(UnauthorizedError, ForbiddenError, RateLimitExceededError))
 
 REFUSED = "Wrong username, e-mail or password"
 RefreshInBody = Annotated[bool, Query(description="For clients without cookies: answer the refresh token too")]
 
 
-@router.post(
-    "/login",
-    response_model_exclude_unset=True,
-    responses=responses(UnauthorizedError, ForbiddenError, RateLimitExceededError),
-)
+@router.post("/login", response_model_exclude_unset=True)
 async def login_for_access_token(
     request: Request,
     response: Response,

@@ -12,11 +12,10 @@ from app.schemas.session import PasswordChange
 
 router = APIRouter(tags=["passwords"])
 
+_ERRORS = responses(UnauthorizedError, ForbiddenError, ConflictError, RateLimitExceededError)
 
-@router.post(
-    "/user/me/password",
-    responses=responses(UnauthorizedError, ForbiddenError, ConflictError, RateLimitExceededError),
-)
+
+@router.post("/user/me/password", responses=_ERRORS)
 async def change_password(
     request: Request, change: PasswordChange, current_user: CurrentUser, db: SessionDep, reader: ReaderDep
 ) -> Message:

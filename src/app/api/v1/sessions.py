@@ -35,10 +35,8 @@ async def refresh_access_token(request: Request, response: Response, presented: 
             audit.note(request.scope, reason="a spent refresh token ended the session")
         raise UnauthorizedError("There is no session for this refresh token: sign in again")
     set_refresh_cookie(request, response, refreshed.token, lifetime)
-    answer = Token(
-        access_token=tokens.access_token_for(refreshed.token, refreshed.user, refreshed.issued),
-        token_type="bearer",  # noqa: S106
-    )
+    access_token = tokens.access_token_for(refreshed.token, refreshed.user, refreshed.issued)
+    answer = Token(access_token=access_token, token_type="bearer")  # noqa: S106
     if presented.in_body:
         answer.refresh_token = str(refreshed.token)
     return answer

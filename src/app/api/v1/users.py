@@ -41,6 +41,7 @@ from app.schemas.user import (
 router = APIRouter(tags=["users"])
 
 _GUARDED = responses(errors.UnauthorizedError, errors.ForbiddenError, errors.NotFoundError)
+_PATCH = _GUARDED | responses(errors.DuplicateValueError, errors.RateLimitExceededError)
 _ERASE = _GUARDED | responses(LastSuperuserError, errors.RateLimitExceededError)
 
 
@@ -103,11 +104,7 @@ async def read_user(username: Username, db: ReaderDep, current_user: OptionalUse
     return user if is_own else {key: user[key] for key in UserRead.model_fields}
 
 
-@router.patch(
-    "/user/{username}",
-    response_model=UserReadOwn,
-    responses=_GUARDED | responses(errors.DuplicateValueError, errors.RateLimitExceededError),
-)
+@router.patch("/user/{username}", response_model=UserReadOwn, responses=_PATCH)
 @cache("user", resource_id_name="username", pattern_to_invalidate_extra=cache_keys.OF_USER)
 async def patch_user(
     request: Request,
