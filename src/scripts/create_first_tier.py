@@ -8,13 +8,13 @@ from app.core.config import settings
 from app.core.database import transaction
 from app.core.exceptions import DuplicateValueError
 from app.crud.crud_tier import crud_tiers
-from app.schemas.tier import TierCreateInternal
+from app.schemas.tier import TierCreate
 from scripts.runner import ScriptError, run
 
 
 async def create_first_tier() -> str:
     try:
-        tier = TierCreateInternal(name=settings.TIER_NAME)
+        tier = TierCreate(name=settings.TIER_NAME)
     except ValidationError as error:
         raise ScriptError(f"TIER_NAME is refused: {error.errors()[0]['msg']}") from None
     try:

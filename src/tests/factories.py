@@ -17,12 +17,14 @@ from app.models.post import Post
 from app.models.rate_limit import RateLimit
 from app.models.tier import Tier
 from app.models.user import User
-from app.schemas.post import PostCreateInternal
-from app.schemas.rate_limit import RateLimitCreateInternal
-from app.schemas.tier import TierCreateInternal
+from app.schemas.post import PostCreate
+from app.schemas.rate_limit import RateLimitCreate
+from app.schemas.session import Client
+from app.schemas.tier import TierCreate
 from app.schemas.user import UserCreateInternal
 
 PASSWORD = settings.TEST_PASSWORD.get_secret_value()
+CLIENT = Client(user_agent="", address="")
 ADMIN_PASSWORD = settings.ADMIN_PASSWORD.get_secret_value()
 
 hasher = PasswordHasher(settings)
@@ -62,7 +64,7 @@ async def make_admin() -> User:
 async def make_post(user: User, **values: Any) -> Post:
     values = {"title": "A title", "text": "Some text.", **values}
     async with transaction() as db:
-        return await crud_posts.create(db, PostCreateInternal(created_by_user_id=user.id, **values))
+        return await crud_posts.create(db, PostCreate(**values), created_by_user_id=user.id)
 
 
 async def make_password_reset(user: User, token: str, *, seconds: float = 60) -> None:
@@ -74,11 +76,11 @@ async def make_password_reset(user: User, token: str, *, seconds: float = 60) ->
 
 async def make_tier(name: str | None = None) -> Tier:
     async with transaction() as db:
-        return await crud_tiers.create(db, TierCreateInternal(name=name or f"tier{next(_numbers)}"))
+        return await crud_tiers.create(db, TierCreate(name=name or f"tier{next(_numbers)}"))
 
 
 async def make_rate_limit(tier: Tier, **values: Any) -> RateLimit:
     """Make a rate limit for a tier. The default `path`, in its sanitized form, is the route that makes tasks."""
     values = {"path": "api_v1_tasks_task", "limit": 5, "period": 60, "name": f"limit{next(_numbers)}", **values}
     async with transaction() as db:
-        return await crud_rate_limits.create(db, RateLimitCreateInternal(tier_id=tier.id, **values))
+        return await crud_rate_limits.create(db, RateLimitCreate(**values), tier_id=tier.id)

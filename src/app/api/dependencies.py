@@ -1,15 +1,17 @@
 """Dependencies of endpoints: session, reader, the calling user, and the guards of routes."""
 
 import logging
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials, OAuth2PasswordBearer
 
+from app.api.exceptions import ensure_found
 from app.api.password_checks import check_password, limit_by_address
 from app.core.config import AbuseLimitSettings, DefaultRateLimitSettings, SessionSettings
 from app.core.database import ReaderDep, SessionDep, engines_of
-from app.core.exceptions import ForbiddenError, NotFoundError, RateLimitExceededError, UnauthorizedError
+from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
 from app.core.http import add_response_headers, audit, client_address, route_template, settings_of, tokens_of
 from app.core.rate_limit import limiter_of
 from app.crud.crud_users import crud_users
@@ -31,7 +33,7 @@ _basic = HTTPBasic(realm="docs", auto_error=False)
 async def get_optional_user(request: Request, token: BearerToken) -> Caller | None:
     """The user of the request's token, or None without a token; raises UnauthorizedError for an invalid one.
 
-    One query also finds whether the session lives, and the limit of the user's tier, should `rate_limiter` want it.
+    One query also finds whether the session is active, and the limit of the user's tier, should `rate_limiter` want it.
     """
     if token is None:
         return None
@@ -78,9 +80,7 @@ async def get_editable_user_id(username: Username, current_user: CurrentUser, re
     """The id of the user named in the path, for that user and for superusers. Write by id: a name may change."""
     if username == current_user["username"]:
         return current_user["id"]
-    user = await crud_users.get(reader, ["id"], username=username, is_deleted=False)
-    if user is None:
-        raise NotFoundError("User not found")
+    user = ensure_found(await crud_users.get(reader, ["id"], username=username, is_deleted=False), "User")
     # Compare ids: the caller may have taken this name since the token was checked.
     if user["id"] != current_user["id"] and not current_user["is_superuser"]:
         raise ForbiddenError
@@ -95,9 +95,7 @@ async def get_own_user_id(username: Username, current_user: CurrentUser, db: Ses
 
     A write invalidates cache keys that carry the name, so the name must not change before the commit.
     """
-    user_id = await crud_users.lock_key(db, username=username, is_deleted=False)
-    if user_id is None:
-        raise NotFoundError("User not found")
+    user_id = ensure_found(await crud_users.lock_key(db, username=username, is_deleted=False), "User")
     if user_id != current_user["id"]:
         raise ForbiddenError
     return int(user_id)
@@ -113,22 +111,16 @@ async def get_docs_reader(
     db: ReaderDep,
 ) -> None:
     """Admit superusers, by token or by HTTP Basic, for which a browser asks."""
-    if user is not None:
-        is_superuser = user["is_superuser"]
-    elif credentials is not None:
+    reader: Mapping[str, Any] | None = user
+    if user is None and credentials is not None:
         found = await crud_users.get_credentials(db, credentials.username)
         audit.note(request.scope, who=found and found["id"], superuser=True)
-        if not await check_password(request, found, credentials.username, credentials.password):
-            raise _docs_refused()
-        is_superuser = found is not None and found["is_superuser"]
-    else:
-        raise _docs_refused()
-    if not is_superuser:
+        if await check_password(request, found, credentials.username, credentials.password):
+            reader = found
+    if reader is None:
+        raise UnauthorizedError("Only superusers may read the docs", challenge='Basic realm="docs", Bearer')
+    if not reader["is_superuser"]:
         raise ForbiddenError("Only superusers may read the docs")
-
-
-def _docs_refused() -> UnauthorizedError:
-    return UnauthorizedError("Only superusers may read the docs", challenge='Basic realm="docs", Bearer')
 
 
 async def limit_sign_ups(request: Request) -> None:

@@ -2,51 +2,48 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 
-from app.core.exceptions import (
-    AppError,
-    ConflictError,
-    ForbiddenError,
-    InvalidValueError,
-    NotFoundError,
-    RateLimitExceededError,
-    ServiceUnavailableError,
-    UnauthorizedError,
-)
+from app.core import exceptions as errors
 from app.core.http import route_template
 from app.core.models import ErrorMessage
 from app.core.setup import ExceptionHandler
 
-STATUS_CODES: Mapping[type[AppError], int] = {
-    UnauthorizedError: 401,
-    ForbiddenError: 403,
-    NotFoundError: 404,
-    ConflictError: 409,
-    InvalidValueError: 422,
-    RateLimitExceededError: 429,
-    ServiceUnavailableError: 503,
+T = TypeVar("T")
+
+STATUS_CODES: Mapping[type[errors.AppError], int] = {
+    errors.UnauthorizedError: 401,
+    errors.ForbiddenError: 403,
+    errors.NotFoundError: 404,
+    errors.ConflictError: 409,
+    errors.InvalidValueError: 422,
+    errors.RateLimitExceededError: 429,
+    errors.ServiceUnavailableError: 503,
 }
 
 
-def status_code(error: type[AppError]) -> int:
+def ensure_found(found: T | None, what: str) -> T:
+    """Return what a query found; raise NotFoundError if it is None."""
+    if found is None:
+        raise errors.NotFoundError(f"{what} not found")
+    return found
+
+
+def status_code(error: type[errors.AppError]) -> int:
     """The status of an error is that of its nearest ancestor in the table."""
     return next(STATUS_CODES[ancestor] for ancestor in error.__mro__ if ancestor in STATUS_CODES)
 
 
-def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
+def responses(*documented: type[errors.AppError]) -> dict[int | str, dict[str, Any]]:
     """Document the errors of an endpoint: `responses=responses(NotFoundError, …)`."""
-    documented: dict[int | str, dict[str, Any]] = {}
-    for error in errors:
-        description = documented.get(status_code(error), {}).get("description")
-        documented[status_code(error)] = error_response(
-            f"{description}; or: {error.detail}" if description else error.detail
-        )
-    return documented
+    details: dict[int, list[str]] = {}
+    for error in documented:
+        details.setdefault(status_code(error), []).append(error.detail)
+    return {status: error_response("; or: ".join(texts)) for status, texts in details.items()}
 
 
 def error_response(description: str) -> dict[str, Any]:
@@ -61,7 +58,7 @@ def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) ->
     return Response(body, status, headers, media_type="application/json")
 
 
-async def handle_app_error(_: Request, error: AppError) -> Response:
+async def handle_app_error(_: Request, error: errors.AppError) -> Response:
     return _json(status_code(type(error)), error.detail, error.headers)
 
 
@@ -83,6 +80,6 @@ async def handle_method_not_allowed(request: Request, error: HTTPException) -> R
 
 exception_handlers: dict[int | type[Exception], ExceptionHandler] = {
     405: handle_method_not_allowed,
-    AppError: handle_app_error,
+    errors.AppError: handle_app_error,
     RequestValidationError: handle_validation_error,
 }

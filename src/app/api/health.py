@@ -28,10 +28,8 @@ async def read_readiness(request: Request, response: Response, db: ReaderDep) ->
     """Tell whether the service can answer: 503 without PostgreSQL, `degraded` while a Redis server is away."""
     response.headers["Cache-Control"] = "private, no-store"
     roles = (store_of(request).server, queue_of(request).server, limiter_of(request).server)
-    servers = [server for server in roles if server.is_open]
-    names = ["postgresql", *(server.role for server in servers)]
-    states = await asyncio.gather(_database_is_up(db), *(server.is_up() for server in servers))
-    dependencies = dict(zip(names, states, strict=True))
+    checks = {"postgresql": _database_is_up(db), **{server.role: server.is_up() for server in roles if server.is_open}}
+    dependencies = dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))
     status = "ready" if all(dependencies.values()) else "degraded"
     if not dependencies["postgresql"]:
         status, response.status_code = "not ready", 503

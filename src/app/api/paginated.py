@@ -2,8 +2,9 @@
 
 import base64
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -77,40 +78,35 @@ class CursorPage(Page):
     """A page by its number, or the page after the row with the key `after`."""
 
     after: int | None
-    list_name: bytes
-    """A cursor is valid in the list that it is from, and in no other."""
-    secret_key: str
+    cursor_after: Callable[[int], str]
 
     def response(self, crud_data: dict[str, Any]) -> dict[str, Any]:
         """The envelope of the page, from the result of `CRUDBase.get_multi`; its rows need an integer `id`."""
         rows = crud_data["data"]
-        leads_on = crud_data["has_more"] and rows
-        return {
-            **crud_data,
-            "next_cursor": _cursor(self.secret_key, self.list_name, rows[-1]["id"]) if leads_on else None,
-        }
+        next_cursor = self.cursor_after(rows[-1]["id"]) if crud_data["has_more"] and rows else None
+        return {**crud_data, "next_cursor": next_cursor}
 
 
 async def get_cursor_page(
     request: Request, page: PageNumber = 1, items_per_page: ItemsPerPage = 10, cursor: Cursor = ""
 ) -> CursorPage:
-    secret_key = settings_of(request).secret_key
-    name = repr((route_template(request), request.scope["path_params"])).encode()
+    list_name = repr((route_template(request), request.scope["path_params"])).encode()
+    cursor_after = partial(_sign_cursor, settings_of(request).secret_key, list_name)
     after = None
     if cursor:
         if page != 1:
-            raise _refused("page", "A cursor takes the place of the page")
+            raise _malformed("page", "A cursor takes the place of the page")
         after = int.from_bytes(base64.urlsafe_b64decode(cursor[1:])[:_KEY_BYTES], signed=True)
-        if not hmac.compare_digest(cursor, _cursor(secret_key, name, after)):
-            raise _refused("cursor", "This is no cursor of this list")
-    return CursorPage(page, items_per_page, after, name, secret_key)
+        if not hmac.compare_digest(cursor, cursor_after(after)):
+            raise _malformed("cursor", "The cursor belongs to another list or was changed")
+    return CursorPage(page, items_per_page, after, cursor_after)
 
 
 CursorPageDep = Annotated[CursorPage, Depends(get_cursor_page)]
 
 
-def _cursor(secret_key: str, list_name: bytes, after: int) -> str:
-    """The signed key of a row; the first letter tells it from a page number."""
+def _sign_cursor(secret_key: str, list_name: bytes, after: int) -> str:
+    """The key of a row, signed for one list; the first letter tells it from a page number."""
     key = after.to_bytes(_KEY_BYTES, signed=True)
     signature = hmac.digest(_signing_key(secret_key), key + list_name, "sha256")[:_SIGNATURE_BYTES]
     return "c" + base64.urlsafe_b64encode(key + signature).decode()
@@ -121,5 +117,5 @@ def _signing_key(secret_key: str) -> bytes:
     return hmac.digest(secret_key.encode(), b"cursors of pages", "sha256")
 
 
-def _refused(parameter: str, message: str) -> RequestValidationError:
+def _malformed(parameter: str, message: str) -> RequestValidationError:
     return RequestValidationError([{"type": "value_error", "loc": ("query", parameter), "msg": message}])

@@ -30,10 +30,10 @@ async def check_password(request: Request, user: Mapping[str, Any] | None, name:
     """
     settings, limiter = settings_of(request), limiter_of(request)
     address = client_address(request, settings)
-    # An account has two names. The typed one is counted too, and only that count is reported: if guesses for a username
-    # used up those for an e-mail address, everybody could find out whose address it is.
+    # An account has two names, so guesses are counted for the typed name too. Only that count is reported: a limit that
+    # a username and an e-mail address share would reveal whose address it is.
     typed = hash_of(name.lower())
-    account = _account(user["id"]) if user else f"nobody:{typed}"
+    account = f"user:{user['id']}" if user else f"nobody:{typed}"
     is_known = await limiter.remembers(f"{account}:{address}")
     guess = _Guess(settings, limiter, address, is_known)
     refusal = await guess.count(f"name:{typed}")
@@ -58,11 +58,7 @@ async def check_password(request: Request, user: Mapping[str, Any] | None, name:
 async def remember_address(request: Request, user_id: int) -> None:
     """Remember that the account's owner used this address: guesses from elsewhere cannot lock the account here."""
     address = client_address(request, settings_of(request))
-    await limiter_of(request).remember(f"{_account(user_id)}:{address}", KNOWN_SECONDS)
-
-
-def _account(user_id: int) -> str:
-    return f"user:{user_id}"
+    await limiter_of(request).remember(f"user:{user_id}:{address}", KNOWN_SECONDS)
 
 
 @dataclass
@@ -121,8 +117,7 @@ async def confirm_caller(request: Request, caller: Caller, password: str | None,
     elif isinstance(settings, SessionSettings) and began is not None:
         minutes = settings.REAUTHENTICATION_MINUTES
         if now() - began >= timedelta(minutes=minutes):
-            detail = f"You signed in more than {minutes} minutes ago: send your current_password too"
-            raise ForbiddenError(detail)
+            raise ForbiddenError(f"You signed in more than {minutes} minutes ago: send your current_password too")
 
 
 async def limit_by_address(request: Request, what: str, limit: int, period: int) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Cookie, Depends, Request, Response
 
-from app.core.config import EnvironmentOption, Settings, WebSecuritySettings
+from app.core.config import EnvironmentOption, WebSecuritySettings
 from app.core.exceptions import ForbiddenError
 from app.core.http import client_address, settings_of
 from app.core.security import RefreshToken
@@ -21,7 +21,7 @@ REFRESH_ROUTES = ("refresh_access_token", "logout")
 
 def client_of(request: Request) -> Client:
     agent = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))
-    return Client(agent[:255], client_address(request, settings_of(request)))
+    return Client(user_agent=agent[:255], address=client_address(request, settings_of(request)))
 
 
 def refuse_foreign_page(request: Request) -> None:
@@ -48,7 +48,7 @@ async def get_presented(
     cookie: Annotated[str | None, Cookie(alias=LOCAL_COOKIE)] = None,
     secure_cookie: Annotated[str | None, Cookie(alias=SECURE_COOKIE, include_in_schema=False)] = None,
 ) -> Presented:
-    in_cookie = cookie if _is_local(settings_of(request)) else secure_cookie
+    in_cookie = cookie if _cookie_name(request) == LOCAL_COOKIE else secure_cookie
     text = body.refresh_token if body else in_cookie
     return Presented(RefreshToken.parse(text) if text else None, body is not None)
 
@@ -68,15 +68,10 @@ def delete_refresh_cookie(request: Request, response: Response) -> None:
 
 def _cookies(request: Request) -> list[dict[str, Any]]:
     """The cookie's name and flags, once for each path that gets it."""
-    is_local = _is_local(settings_of(request))
-    flags = {
-        "key": LOCAL_COOKIE if is_local else SECURE_COOKIE,
-        "secure": not is_local,
-        "httponly": True,
-        "samesite": "strict",
-    }
-    return [{**flags, "path": request.url_for(name).path} for name in REFRESH_ROUTES]
+    name = _cookie_name(request)
+    flags = {"key": name, "secure": name == SECURE_COOKIE, "httponly": True, "samesite": "strict"}
+    return [{**flags, "path": request.url_for(route).path} for route in REFRESH_ROUTES]
 
 
-def _is_local(settings: Settings) -> bool:
-    return settings.ENVIRONMENT is EnvironmentOption.LOCAL
+def _cookie_name(request: Request) -> str:
+    return LOCAL_COOKIE if settings_of(request).ENVIRONMENT is EnvironmentOption.LOCAL else SECURE_COOKIE

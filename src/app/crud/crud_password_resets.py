@@ -1,20 +1,17 @@
 from datetime import datetime
-from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.models import now
+from app.crud.crud_base import execute_write
 from app.crud.statements import literal_limit
 from app.models.password_reset import PasswordReset
 
 
 class CRUDPasswordReset:
-    """Writes of password reset tokens.
-
-    It is no `CRUDBase`, since nothing reads a token: `CRUDUser.reset_password` uses it up.
-    """
+    """Writes of password reset tokens; `CRUDUser.reset_password` uses them up."""
 
     async def issue(self, db: AsyncSession, user_id: int, email: str, token_hash: str, expires_at: datetime) -> None:
         """Store the hash of a token that was mailed to `email`, in place of the user's earlier one."""
@@ -26,8 +23,7 @@ class CRUDPasswordReset:
         """Delete at most `limit` expired tokens; return their number."""
         expired = select(PasswordReset.user_id).where(PasswordReset.expires_at <= now())
         oldest = expired.order_by(PasswordReset.expires_at).limit(literal_limit(limit))
-        statement = delete(PasswordReset).where(PasswordReset.user_id.in_(oldest))
-        return cast("CursorResult[Any]", await db.execute(statement)).rowcount
+        return await execute_write(db, delete(PasswordReset).where(PasswordReset.user_id.in_(oldest)))
 
 
 crud_password_resets = CRUDPasswordReset()

@@ -1,6 +1,5 @@
 from app.crud.crud_base import CRUDBase
 from app.models.post import Post
-from app.schemas.post import PostCreateInternal, PostUpdate
+from app.schemas.post import PostCreate, PostUpdate
 
-CRUDPost = CRUDBase[Post, PostCreateInternal, PostUpdate]
-crud_posts = CRUDPost(Post)
+crud_posts = CRUDBase[Post, PostCreate, PostUpdate](Post)

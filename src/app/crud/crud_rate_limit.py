@@ -1,6 +1,5 @@
 from app.crud.crud_base import CRUDBase
 from app.models.rate_limit import RateLimit
-from app.schemas.rate_limit import RateLimitCreateInternal, RateLimitUpdate
+from app.schemas.rate_limit import RateLimitCreate, RateLimitUpdate
 
-CRUDRateLimit = CRUDBase[RateLimit, RateLimitCreateInternal, RateLimitUpdate]
-crud_rate_limits = CRUDRateLimit(RateLimit)
+crud_rate_limits = CRUDBase[RateLimit, RateLimitCreate, RateLimitUpdate](RateLimit)

@@ -1,6 +1,13 @@
 from app.crud.crud_base import CRUDBase
+from app.crud.statements import Lookup
 from app.models.tier import Tier
-from app.schemas.tier import TierCreateInternal, TierUpdate
+from app.schemas.tier import TierCreate, TierUpdate
 
-CRUDTier = CRUDBase[Tier, TierCreateInternal, TierUpdate]
+
+class CRUDTier(CRUDBase[Tier, TierCreate, TierUpdate]):
+    def id_of(self, name: str) -> Lookup:
+        """Return a lookup: the statement that reads finds the id of the tier with this name."""
+        return Lookup(Tier, "id", {"name": name})
+
+
 crud_tiers = CRUDTier(Tier)

@@ -41,7 +41,6 @@ _SELECT_CALLER_IN_SESSION = _select_caller(
 )
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
-
 _OWN_KEYS = tuple(UserReadOwn.model_fields)
 _LIMIT_KEYS = tuple(RateLimitRead.model_fields)
 _SELECT_WITH_RATE_LIMITS = (
@@ -68,32 +67,30 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
 
         If the uuid of a session is given, the session must not have ended.
         """
-        if session is None:
-            rows = await fetch_all(db, _SELECT_CALLER, {"user": uuid, "path": path})
-        else:
-            values = {"user": uuid, "path": path, "session": session}
-            rows = await fetch_all(db, _SELECT_CALLER_IN_SESSION, values)
+        statement, values = _SELECT_CALLER, {"user": uuid, "path": path}
+        if session is not None:
+            statement, values["session"] = _SELECT_CALLER_IN_SESSION, session
+        rows = await fetch_all(db, statement, values)
         return cast(Caller, dict(zip(_CALLER_KEYS, rows[0], strict=True))) if rows else None
 
     async def get_with_rate_limits(self, db: Database, username: str) -> dict[str, Any] | None:
-        """Return the living user of this name as `UserReadRateLimits` has it, or None."""
+        """Return the active user of this name as `UserReadRateLimits` has it, or None."""
         rows = await fetch_all(db, _SELECT_WITH_RATE_LIMITS, {"username": username})
         if not rows:
             return None
-        parts = [(row[: len(_OWN_KEYS)], dict(zip(_LIMIT_KEYS, row[len(_OWN_KEYS) :], strict=True))) for row in rows]
-        user = dict(zip(_OWN_KEYS, parts[0][0], strict=True))
-        return {**user, "tier_rate_limits": [limit for _, limit in parts if limit["id"] is not None]}
+        user = dict(zip(_OWN_KEYS, rows[0], strict=False))
+        limits = [dict(zip(_LIMIT_KEYS, row[len(_OWN_KEYS) :], strict=True)) for row in rows]
+        return {**user, "tier_rate_limits": [limit for limit in limits if limit["id"] is not None]}
 
     async def get_credentials(self, db: Database, username_or_email: str) -> dict[str, Any] | None:
         """Return id, uuid, is_superuser and hashed_password of the active user with this name or address, or None."""
-        name = "email" if "@" in username_or_email else "username"
-        value = username_or_email.lower() if name == "email" else username_or_email
-        if not value.isprintable():
+        if not username_or_email.isprintable():
             return None
-        columns = ["id", "uuid", "is_superuser", "hashed_password"]
-        return await self.get(db, columns, **{name: value}, is_deleted=False)
+        is_email = "@" in username_or_email
+        named = {"email": username_or_email.lower()} if is_email else {"username": username_or_email}
+        return await self.get(db, ["id", "uuid", "is_superuser", "hashed_password"], **named, is_deleted=False)
 
-    async def hold_password(self, db: AsyncSession, user_id: int) -> str | None:
+    async def lock_password(self, db: AsyncSession, user_id: int) -> str | None:
         """Lock the password of an active user until the commit; return its hash, or None if there is no such user."""
         statement = select(User.hashed_password).where(User.id == user_id, ~User.is_deleted)
         return (await db.execute(statement.with_for_update(key_share=True))).scalar_one_or_none()

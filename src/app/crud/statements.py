@@ -5,50 +5,30 @@ A statement depends on the names of columns and the kinds of values, not on the 
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
-from typing import cast as typed
+from typing import Any, NamedTuple, cast
 
+import sqlalchemy as sa
 from pydantic import BaseModel
-from sqlalchemy import (
-    BigInteger,
-    BindParameter,
-    ColumnElement,
-    ScalarSelect,
-    Select,
-    Table,
-    Update,
-    and_,
-    bindparam,
-    case,
-    cast,
-    exists,
-    func,
-    literal,
-    literal_column,
-    select,
-    true,
-)
-from sqlalchemy import inspect as inspect_mapper
 
 from app.core.database import BUILT_ONCE, Base
 from app.core.exceptions import UnknownFilterError
 from app.models.row_count import Counted, RowCount
 
-# Filters without their values. A column is compared with a constant (None, True and False are part of the statement),
-# with a parameter, or with the result of a lookup: a model, one of its columns, and the filters for its row.
+# Filters without their values: names of columns, and what each column is compared with. None, True and False are part
+# of the statement. A lookup is a model, one of its columns, and the filters for its row.
 _PARAMETER = "parameter"
 LookupShape = tuple[type[Base], str, "FilterShape"]
 FilterShape = tuple[tuple[str, str | bool | LookupShape | None], ...]
 Columns = tuple[str, ...]
 _IS_ROW = "is row?"  # cannot be the name of an attribute
-_ZERO, _ONE = literal_column("0", BigInteger), literal_column("1", BigInteger)
+_ZERO, _ONE = sa.literal_column("0", sa.BigInteger), sa.literal_column("1", sa.BigInteger)
 
 
 class Lookup(NamedTuple):
-    """The value of a filter that the statement finds itself: `column` of the one row of `model` that matches `filters`.
+    """A filter value that the statement finds itself: `column` of the one row of `model` that matches `filters`.
 
-    Without such a row the filter matches nothing, and `get` and `get_multi` raise NotFoundError: one statement tells
-    an unknown author from one without posts, since a second statement could see another state.
+    Without such a row the filter matches nothing, and `get` and `get_multi` raise NotFoundError. One statement tells an
+    unknown author from one without posts: a second statement could see another state.
     """
 
     model: type[Base]
@@ -57,9 +37,9 @@ class Lookup(NamedTuple):
 
 
 @lru_cache
-def columns_of(model: type[Base]) -> Mapping[str, ColumnElement[Any]]:
+def columns_of(model: type[Base]) -> Mapping[str, sa.ColumnElement[Any]]:
     """Return the model's columns by attribute name."""
-    return {attribute.key: attribute.columns[0] for attribute in inspect_mapper(model).column_attrs}
+    return {attribute.key: attribute.columns[0] for attribute in sa.inspect(model).column_attrs}
 
 
 def columns_to_select(model: type[Base], schema: type[BaseModel] | Sequence[str] | None) -> Columns:
@@ -67,16 +47,11 @@ def columns_to_select(model: type[Base], schema: type[BaseModel] | Sequence[str]
     attributes = columns_of(model)
     if schema is None:
         return tuple(attributes)
-    requested = _field_names(schema) if isinstance(schema, type) else schema
+    requested = schema.model_fields if isinstance(schema, type) else schema
     names = tuple(name for name in requested if name in attributes)
     if not names:
         raise ValueError(f"none of {', '.join(requested)} is a column of {model.__name__}")
     return names
-
-
-@lru_cache
-def _field_names(schema: type[BaseModel]) -> Columns:
-    return tuple(schema.model_fields)
 
 
 def parse_filters(
@@ -101,9 +76,9 @@ def parse_filters(
     return tuple(shape), parameters
 
 
-def where_clauses(model: type[Base], shape: FilterShape, prefix: str = "where") -> list[ColumnElement[bool]]:
+def where_clauses(model: type[Base], shape: FilterShape, prefix: str = "where") -> list[sa.ColumnElement[bool]]:
     """Build the WHERE clause, with `NOT column` rather than `column IS false`, which no partial index serves."""
-    clauses: list[ColumnElement[bool]] = []
+    clauses: list[sa.ColumnElement[bool]] = []
     for name, value in shape:
         column = columns_of(model)[name]
         if value is None:
@@ -115,42 +90,43 @@ def where_clauses(model: type[Base], shape: FilterShape, prefix: str = "where") 
     return clauses
 
 
-def _right_operand(column: ColumnElement[Any], parameter: str, value: str | LookupShape) -> ColumnElement[Any]:
+def _right_operand(column: sa.ColumnElement[Any], parameter: str, value: str | LookupShape) -> sa.ColumnElement[Any]:
     if isinstance(value, str):
-        return bindparam(parameter, type_=column.type)
+        return sa.bindparam(parameter, type_=column.type)
     model, name, shape = value
-    return select(columns_of(model)[name]).where(*where_clauses(model, shape, f"{parameter}_")).scalar_subquery()
+    return sa.select(columns_of(model)[name]).where(*where_clauses(model, shape, f"{parameter}_")).scalar_subquery()
 
 
-def lookups(shape: FilterShape) -> list[str]:
-    """Return the names of the models in which the filters look a value up."""
-    return [value[0].__name__ for _, value in shape if isinstance(value, tuple)]
+def looked_up_models(shape: FilterShape) -> str:
+    """Name the models in which the filters look a value up; an empty string if there are none."""
+    return " or ".join(value[0].__name__ for _, value in shape if isinstance(value, tuple))
 
 
-def _all_found(shape: FilterShape) -> ColumnElement[bool]:
-    found = [
-        exists().select_from(value[0].__table__).where(*where_clauses(value[0], value[2], f"where_{name}_"))
-        for name, value in shape
-        if isinstance(value, tuple)
-    ]
-    return and_(*found)
+def _all_found(shape: FilterShape) -> sa.ColumnElement[bool]:
+    lookups = [(name, *value) for name, value in shape if isinstance(value, tuple)]
+    return sa.and_(
+        *(
+            sa.exists().select_from(model.__table__).where(*where_clauses(model, filters, f"where_{name}_"))
+            for name, model, _, filters in lookups
+        )
+    )
 
 
-def literal_limit(limit: int) -> BindParameter[int]:
+def literal_limit(limit: int) -> sa.BindParameter[int]:
     """A limit that is part of the SQL text: for a parameter, the planner assumes a tenth of all rows."""
-    return bindparam("limit", limit, literal_execute=True)
+    return sa.bindparam("limit", limit, literal_execute=True)
 
 
-def _hidden_parameter(name: str) -> ScalarSelect[Any]:
-    """A parameter that the planner cannot look into, so that one plan serves every page.
+def _hidden_parameter(name: str) -> sa.ScalarSelect[Any]:
+    """Hide a parameter from the planner, so that one plan serves every page.
 
-    To plan each request for its values takes longer than to read the page.
+    Planning each request for its values would take longer than reading the page.
     """
-    return select(bindparam(name, type_=BigInteger)).scalar_subquery()
+    return sa.select(sa.bindparam(name, type_=sa.BigInteger)).scalar_subquery()
 
 
-def primary_key(model: type[Base]) -> Sequence[ColumnElement[Any]]:
-    return inspect_mapper(model).primary_key
+def primary_key(model: type[Base]) -> Sequence[sa.ColumnElement[Any]]:
+    return sa.inspect(model).primary_key
 
 
 @lru_cache
@@ -161,100 +137,102 @@ def key_names(model: type[Base]) -> Columns:
 
 
 @lru_cache(maxsize=1024)
-def update_rows(model: type[Base], names: Columns, shape: FilterShape, returned: Columns = ()) -> Update:
+def update_rows(model: type[Base], names: Columns, shape: FilterShape, returned: Columns = ()) -> sa.Update:
     """Set the named columns to the parameters `set_{name}`.
 
     The statement is one on the table: the ORM would analyse an update of the model again for each request.
     """
-    table = typed(Table, model.__table__)
-    attributes = columns_of(model)
-    values: dict[Any, Any] = {attributes[name]: bindparam(f"set_{name}", type_=attributes[name].type) for name in names}
-    # A PATCH may set nothing, but SQL has no such UPDATE: set the key to itself.
-    values = values or {column: column for column in primary_key(model)}
+    table, attributes = cast(sa.Table, model.__table__), columns_of(model)
+    values: dict[Any, sa.ColumnElement[Any]] = {
+        attributes[name]: sa.bindparam(f"set_{name}", type_=attributes[name].type) for name in names
+    }
+    if not values:  # a PATCH may set nothing, but SQL has no such UPDATE: set the key to itself
+        values = {column: column for column in primary_key(model)}
     statement = table.update().where(*where_clauses(model, shape)).values(values)
-    return statement.returning(*(attributes[name] for name in returned)) if returned else statement
+    return statement.returning(*(attributes[name] for name in returned))
 
 
 @lru_cache(maxsize=1024)
-def select_one(model: type[Base], columns: Columns, shape: FilterShape) -> Select[Any]:
+def select_one(model: type[Base], columns: Columns, shape: FilterShape) -> sa.Select[Any]:
     chosen = [columns_of(model)[name] for name in columns]
-    statement = select(*chosen).where(*where_clauses(model, shape)).order_by(*primary_key(model)).limit(1)
-    if lookups(shape):  # always one row, which ends with "the row is there" and "all lookups are found"
-        row = statement.add_columns(true().label(_IS_ROW)).subquery("row")
-        found = select(_all_found(shape).label("all_found")).subquery("lookups")
-        statement = select(row, found).select_from(found.outerjoin(row, true()))
+    statement = sa.select(*chosen).where(*where_clauses(model, shape)).order_by(*primary_key(model)).limit(1)
+    if looked_up_models(shape):  # always one row, which ends with "is it a row?" and "are all lookups found?"
+        row = statement.add_columns(sa.true().label(_IS_ROW)).subquery("row")
+        found = sa.select(_all_found(shape).label("all_found")).subquery("lookups")
+        statement = sa.select(row, found).select_from(found.outerjoin(row, sa.true()))
     return statement.execution_options(**BUILT_ONCE)
 
 
 @lru_cache(maxsize=1024)
-def select_locked_key(model: type[Base], shape: FilterShape) -> Select[Any]:
-    return select(*primary_key(model)).where(*where_clauses(model, shape)).with_for_update(read=True, key_share=True)
+def select_locked_key(model: type[Base], shape: FilterShape) -> sa.Select[Any]:
+    return sa.select(*primary_key(model)).where(*where_clauses(model, shape)).with_for_update(read=True, key_share=True)
 
 
 @lru_cache(maxsize=1024)
-def select_page(model: type[Base], columns: Columns, shape: FilterShape, *, after: bool = False) -> Select[Any]:
+def select_page(model: type[Base], columns: Columns, shape: FilterShape, *, after: bool = False) -> sa.Select[Any]:
     """Select the `limit` rows after `offset` others, or those after the key `after`, in the order of the primary key.
 
     Each row of the result ends with True and the total of all rows that match. A page without rows is one row of the
     result, with None in place of True. The total is NULL when a lookup is not found.
 
-    Keys are found before rows: that takes no more than an index, whose order the planner then prefers to that of the
-    table, where the rows of one owner may come last.
+    The statement finds keys before rows, since an index has all that the search needs. For rows, the planner may prefer
+    the order of the table, where those of one owner may come last.
     """
-    key, attributes = primary_key(model), columns_of(model)
+    key, attributes, where = primary_key(model), columns_of(model), where_clauses(model, shape)
     count = select_count(model, shape)
-    if lookups(shape):
-        count = select(case((_all_found(shape), count.scalar_subquery())).label("rows"))
+    if looked_up_models(shape):
+        count = sa.select(sa.case((_all_found(shape), count.scalar_subquery())).label("rows"))
     total = count.cte("total")
-    keys = select(*key).where(*where_clauses(model, shape)).order_by(*key).limit(_hidden_parameter("limit"))
+    keys = sa.select(*key).where(*where).order_by(*key).limit(_hidden_parameter("limit"))
     if after:
-        keys = keys.where(key[0] > bindparam("after", type_=key[0].type))
+        keys = keys.where(key[0] > sa.bindparam("after", type_=key[0].type))
     else:
         keys = keys.offset(_hidden_parameter("offset"))
     keys_of_page = keys.subquery("keys")
     names = dict.fromkeys((*columns, *key_names(model)))
-    rows = select(*(attributes[name].label(name) for name in names), true().label(_IS_ROW))
+    rows = sa.select(*(attributes[name].label(name) for name in names), sa.true().label(_IS_ROW))
     same_key = [column == found for column, found in zip(key, keys_of_page.c, strict=True)]
-    # LATERAL and LIMIT: row by row. The planner takes the keys for many, and would read the whole table beside them.
+    # LATERAL and LIMIT: row by row. The planner expects many keys, and would read the whole table otherwise.
     page = rows.where(*same_key).limit(_ONE).lateral("page")
     return (
-        select(*(page.c[name] for name in columns), page.c[_IS_ROW], total.c.rows)
-        .select_from(total.outerjoin(keys_of_page.join(page, true()), true()))
+        sa.select(*(page.c[name] for name in columns), page.c[_IS_ROW], total.c.rows)
+        .select_from(total.outerjoin(keys_of_page.join(page, sa.true()), sa.true()))
         .order_by(*(page.c[name] for name in key_names(model)))
         .execution_options(**BUILT_ONCE)
     )
 
 
 @lru_cache(maxsize=1024)
-def select_count(model: type[Base], shape: FilterShape) -> Select[Any]:
-    kept = _kept_count_clauses(model, shape)
-    if kept is not None:
-        # The sum of bigints is numeric, which the driver returns as a Decimal.
-        statement = select(cast(func.coalesce(func.sum(RowCount.rows), _ZERO), BigInteger).label("rows")).where(*kept)
+def select_count(model: type[Base], shape: FilterShape) -> sa.Select[Any]:
+    slots = _slots_with_count(model, shape)
+    if slots is None:
+        statement = sa.select(sa.func.count().label("rows")).select_from(model.__table__)
+        statement = statement.where(*where_clauses(model, shape))
     else:
-        counted = select(func.count().label("rows")).select_from(model.__table__)
-        statement = counted.where(*where_clauses(model, shape))
+        total = sa.func.coalesce(sa.func.sum(RowCount.rows), _ZERO)
+        # The sum of bigints is numeric, which the driver returns as a Decimal.
+        statement = sa.select(sa.cast(total, sa.BigInteger).label("rows")).where(*slots)
     return statement.execution_options(**BUILT_ONCE)
 
 
-def _kept_count_clauses(model: type[Base], shape: FilterShape) -> list[ColumnElement[bool]] | None:
+def _slots_with_count(model: type[Base], shape: FilterShape) -> list[sa.ColumnElement[bool]] | None:
     """Select the slots that hold the count of exactly these rows; None if triggers keep no such count."""
     if not issubclass(model, Counted):
         return None
     owner_column, values = model.__counted_by__, dict(shape)
-    is_living = "is_deleted" not in columns_of(model) or values.pop("is_deleted", None) is False
-    owner: ColumnElement[Any] = _ZERO
+    is_active = "is_deleted" not in columns_of(model) or values.pop("is_deleted", None) is False
+    owner: sa.ColumnElement[Any] = _ZERO
     if owner_column is not None:
         value = values.pop(owner_column, None)
         if value is None or isinstance(value, bool):
             return None
         owner = _right_operand(columns_of(model)[owner_column], f"where_{owner_column}", value)
-    if values or not is_living:
+    if values or not is_active:
         return None
-    return [RowCount.relation == literal(model.__tablename__), RowCount.owner == owner]
+    return [RowCount.relation == sa.literal(model.__tablename__), RowCount.owner == owner]
 
 
 @lru_cache(maxsize=1024)
-def select_exists(model: type[Base], shape: FilterShape) -> Select[Any]:
-    statement = select(exists().select_from(model.__table__).where(*where_clauses(model, shape)))
+def select_exists(model: type[Base], shape: FilterShape) -> sa.Select[Any]:
+    statement = sa.select(sa.exists().select_from(model.__table__).where(*where_clauses(model, shape)))
     return statement.execution_options(**BUILT_ONCE)

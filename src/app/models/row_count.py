@@ -7,14 +7,14 @@ from app.core.database import Base
 
 
 class Counted:
-    """Mixin of models whose living rows triggers count; a migration creates them by `SELECT keep_row_count(…)`."""
+    """Mixin of models whose active rows triggers count; a migration creates them by `SELECT keep_row_count(…)`."""
 
     __counted_by__: ClassVar[str | None] = None
     """An integer column, each value of which has its own count; None: one count for all rows."""
 
 
 class RowCount(Base):
-    """A slot: `rows` summed over the slots of a relation and owner is their number of living rows; 0 is any owner.
+    """A slot: `rows` summed over the slots of a relation and owner is their number of active rows; 0 is any owner.
 
     Only the functions in `migrations/row_count.sql` write here.
     """

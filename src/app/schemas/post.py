@@ -1,19 +1,13 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import MISSING, BaseModel, Field
+from pydantic import MISSING, Field
 
-from app.core.models import InputSchema, ReadSchema, RowId, Text, WebUrl
+from app.core.models import InputSchema, ReadSchema, Text, WebUrl
 
 Title = Annotated[Text, Field(min_length=2, max_length=30, examples=["This is my post"])]
 PostText = Annotated[Text, Field(min_length=1, max_length=63206, examples=["This is the content of my post."])]
 MediaUrl = Annotated[WebUrl, Field(examples=["https://www.example.com/post.png"])]
-
-
-class PostBase(BaseModel):
-    title: Title
-    text: PostText
-    media_url: MediaUrl | None = None
 
 
 class PostRead(ReadSchema):
@@ -25,12 +19,10 @@ class PostRead(ReadSchema):
     created_at: datetime
 
 
-class PostCreate(PostBase, InputSchema):
-    pass
-
-
-class PostCreateInternal(PostBase):
-    created_by_user_id: RowId
+class PostCreate(InputSchema):
+    title: Title
+    text: PostText
+    media_url: MediaUrl | None = None
 
 
 class PostUpdate(InputSchema):

@@ -1,8 +1,8 @@
 from typing import Annotated, Self
 
-from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
+from pydantic import MISSING, AfterValidator, Field, StringConstraints, model_validator
 
-from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text
+from app.core.models import InputSchema, JsonNumber, ReadSchema, Text
 
 
 def sanitize_path(path: str) -> str:
@@ -10,17 +10,11 @@ def sanitize_path(path: str) -> str:
     return path.strip("/").replace("/", "_")
 
 
-def _sanitized(path: str) -> str:
-    if not (name := sanitize_path(path)):
-        raise ValueError("the path is empty")
-    return name
-
-
 # The template of a route, with or without a leading slash; stored as `api_v1_tasks_task`.
 LimitedPath = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255, pattern=r"^/*[^/\x00-\x20][^\x00-\x20]*$"),
-    AfterValidator(_sanitized),
+    AfterValidator(sanitize_path),
     Field(examples=["api/v1/tasks/task"]),
 ]
 LimitName = Annotated[Text, Field(min_length=1, max_length=300, examples=["api_v1_tasks:5:60"])]
@@ -49,14 +43,6 @@ class RateLimitCreate(InputSchema):
     def _default_name(self) -> Self:
         self.name = self.name or f"{self.path}:{self.limit}:{self.period}"
         return self
-
-
-class RateLimitCreateInternal(BaseModel):
-    tier_id: RowId
-    name: str
-    path: str
-    limit: int
-    period: int
 
 
 class RateLimitUpdate(InputSchema):

@@ -1,17 +1,15 @@
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from app.core.models import InputSchema, ReadSchema, RowId, Text
+from app.core.models import InputSchema, ReadSchema, Text
 from app.schemas.user import CurrentPassword, Email, Password
 
 Secret = Annotated[Text, Field(max_length=200)]
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(BaseModel):
     """The client of a session, as the service sees it."""
 
     user_agent: str
@@ -26,23 +24,6 @@ class SessionRead(ReadSchema):
     user_agent: str
     address: str
     is_current: bool
-
-
-class SessionCreateInternal(BaseModel):
-    user_id: RowId
-    refresh_hash: str
-    expires_at: datetime
-    user_agent: str
-    address: str
-
-
-class SessionUpdateInternal(BaseModel):
-    refresh_hash: str
-    spent_hash: str
-    last_used_at: datetime
-    expires_at: datetime
-    user_agent: str
-    address: str
 
 
 class RefreshTokenBody(InputSchema):

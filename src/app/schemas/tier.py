@@ -1,7 +1,7 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import MISSING, BaseModel, Field, StringConstraints
+from pydantic import MISSING, Field, StringConstraints
 
 from app.core.models import InputSchema, ReadSchema
 
@@ -13,22 +13,14 @@ TierName = Annotated[
 ]
 
 
-class TierBase(BaseModel):
-    name: TierName
-
-
 class TierRead(ReadSchema):
     id: int
     name: str
     created_at: datetime
 
 
-class TierCreate(TierBase, InputSchema):
-    pass
-
-
-class TierCreateInternal(TierBase):
-    pass
+class TierCreate(InputSchema):
+    name: TierName
 
 
 class TierUpdate(InputSchema):

@@ -87,7 +87,7 @@ class UserCreateInternal(UserBase):
 
 
 class UserUpdate(InputSchema):
-    """A new e-mail address needs the caller's `current_password`, unless the session is young."""
+    """A new e-mail address needs `current_password` once the session is older than REAUTHENTICATION_MINUTES."""
 
     name: Name | MISSING = MISSING
     username: NewUsername | MISSING = MISSING

@@ -24,7 +24,7 @@ from app.models.post import Post
 from app.models.tier import Tier
 from app.models.user import User
 from app.schemas.post import PostUpdate
-from app.schemas.tier import TierCreateInternal, TierRead, TierUpdate
+from app.schemas.tier import TierCreate, TierRead, TierUpdate
 from app.schemas.user import UserCreateInternal, UserRead, UserReadOwn, UserUpdate
 from tests.factories import make_post, make_rate_limit, make_tier, make_user
 from tests.fixtures import Fetch, Statements
@@ -217,7 +217,7 @@ class TestGet:
         assert await crud_users.get(reading, name="' OR TRUE --") is None
 
     async def test_sees_writes_of_its_session(self, reading: Database, db: AsyncSession) -> None:
-        await crud_tiers.create(db, TierCreateInternal(name="new"))
+        await crud_tiers.create(db, TierCreate(name="new"))
         assert await crud_tiers.get(db, name="new") is not None
         assert await crud_tiers.get(default_engines.reader, name="new") is None
 
@@ -440,6 +440,17 @@ class TestLookup:
 
 
 class TestCreate:
+    async def test_values_beside_the_schema(self, tables: None, fetch: Fetch) -> None:
+        async with transaction() as db:
+            row = await CRUDBase[Plain, Body, Body](Plain).create(db, Body(), first=1, second=2)
+            assert (row.first, row.second, row.name) == (1, 2, "a")
+        assert await fetch("SELECT * FROM crud_plain") == [{"first": 1, "second_column": 2, "name": "a"}]
+
+    async def test_value_that_the_schema_has(self, tables: None) -> None:
+        async with transaction() as db:
+            with pytest.raises(TypeError, match="'second'"):
+                await crud_plain.create(db, PlainBody(first=1, second=2), second=3)
+
     async def test_returns_the_model(self, fetch: Fetch) -> None:
         internal = UserCreateInternal(name="Ann Other", username="ann", email="Ann@example.com", hashed_password="x")
         async with transaction() as db:
@@ -455,8 +466,8 @@ class TestCreate:
 
         async def create_two() -> None:
             async with transaction() as db:
-                await crud_tiers.create(db, TierCreateInternal(name="other"))
-                await crud_tiers.create(db, TierCreateInternal(name="free"))
+                await crud_tiers.create(db, TierCreate(name="other"))
+                await crud_tiers.create(db, TierCreate(name="free"))
 
         with pytest.raises(DuplicateValueError, match="Name already taken"):
             await create_two()
@@ -465,11 +476,11 @@ class TestCreate:
     async def test_duplicate_inside_a_savepoint_leaves_the_transaction_usable(self, fetch: Fetch) -> None:
         await make_tier("free")
         async with transaction() as db:
-            await crud_tiers.create(db, TierCreateInternal(name="before"))
+            await crud_tiers.create(db, TierCreate(name="before"))
             with pytest.raises(DuplicateValueError):
                 async with db.begin_nested():
-                    await crud_tiers.create(db, TierCreateInternal(name="free"))
-            await crud_tiers.create(db, TierCreateInternal(name="after"))
+                    await crud_tiers.create(db, TierCreate(name="free"))
+            await crud_tiers.create(db, TierCreate(name="after"))
         assert {row["name"] for row in await fetch("SELECT name FROM tier")} == {"free", "before", "after"}
 
 
@@ -682,6 +693,12 @@ class TestDelete:
             assert await crud_plain.delete(db, row) == 1
         assert await crud_plain.count(default_engines.reader) == 1
 
+    @pytest.mark.parametrize(("is_deleted", "number"), [(False, 1), (True, 0)])
+    async def test_filter_by_the_mark(self, user: User, is_deleted: bool, number: int) -> None:
+        await make_post(user)
+        async with transaction() as db:
+            assert await crud_posts.delete(db, is_deleted=is_deleted) == number
+
     async def test_every_row_that_matches(self, user: User, fetch: Fetch) -> None:
         for title in ("Same", "Same", "Else"):
             await make_post(user, title=title)
@@ -742,7 +759,7 @@ class TestUnitOfWork:
 
         async def write_and_fail() -> None:
             async with transaction() as db:
-                await crud_tiers.create(db, TierCreateInternal(name="new"))
+                await crud_tiers.create(db, TierCreate(name="new"))
                 await crud_posts.update(db, PostUpdate(title="New"), id=post.id)
                 await crud_users.delete(db, id=user.id)
                 await crud_posts.db_delete(db, id=post.id)

@@ -33,7 +33,7 @@ from app.core.exceptions import (
 )
 from app.crud.crud_tier import crud_tiers
 from app.models.user import User
-from app.schemas.tier import TierCreateInternal
+from app.schemas.tier import TierCreate
 from scripts.servers import Postgres
 from tests.factories import make_tier, make_user
 from tests.fixtures import Fetch, LogRecords, RunServer, Statements, open_client
@@ -44,7 +44,7 @@ TIERS = "SELECT name FROM tier ORDER BY id"
 
 
 async def write_tier(db: AsyncSession, name: str = "new") -> None:
-    await crud_tiers.create(db, TierCreateInternal(name=name))
+    await crud_tiers.create(db, TierCreate(name=name))
 
 
 async def execute(*statements: str, **parameters: Any) -> None:
@@ -84,7 +84,7 @@ class TestTransaction:
 
     async def test_rows_stay_readable_after_it(self) -> None:
         async with transaction() as db:
-            row = await crud_tiers.create(db, TierCreateInternal(name="new"))
+            row = await crud_tiers.create(db, TierCreate(name="new"))
         assert (row.id, row.name) == (1, "new")
 
 

@@ -21,12 +21,10 @@ from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_tier import crud_tiers
 from app.crud.crud_users import crud_users
-from app.crud.statements import Lookup
-from app.models.tier import Tier
 from app.schemas.post import PostRead, PostUpdate
-from app.schemas.session import Client
 from app.schemas.user import UserRead, UserReadOwn, UserUpdate
 from tests.environment import connected
+from tests.factories import CLIENT
 from tests.fixtures import own_database
 
 PROLIFIC = 5
@@ -111,15 +109,15 @@ READS: dict[str, Callable[[Reader], Awaitable[Any]]] = {
     "post": lambda db: crud_posts.get(db, PostRead, id=70_000, **OWN),
     "tiers": crud_tiers.get_multi,
     "tier": lambda db: crud_tiers.get(db, name="tier5"),
-    "rate limits": lambda db: crud_rate_limits.get_multi(db, tier_id=Lookup(Tier, "id", {"name": "tier5"})),
+    "rate limits": lambda db: crud_rate_limits.get_multi(db, tier_id=crud_tiers.id_of("tier5")),
     "rate limits of a user": lambda db: crud_users.get_with_rate_limits(db, "user5"),
-    "sessions": lambda db: crud_sessions.get_living(db, 5, 0, 10),
+    "sessions": lambda db: crud_sessions.get_active(db, 5, 0, 10),
 }
 WRITES: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "lock a name": lambda db: crud_users.lock_key(db, username="user5"),
-    "lock a name of a living user": lambda db: crud_users.lock_key(db, username="user5", is_deleted=False),
+    "lock a name of an active user": lambda db: crud_users.lock_key(db, username="user5", is_deleted=False),
     "lock the name of a tier": lambda db: crud_tiers.lock_key(db, name="tier5"),
-    "hold a password": lambda db: crud_users.hold_password(db, 5),
+    "lock a password": lambda db: crud_users.lock_password(db, 5),
     "change a password": lambda db: crud_users.change_password(db, 5, "old", "new"),
     "reset a password": lambda db: crud_users.reset_password(db, "hash5", "new"),
     "change a user": lambda db: crud_users.update_one(
@@ -129,7 +127,7 @@ WRITES: dict[str, Callable[[Any], Awaitable[Any]]] = {
         db, {"tier_id": None}, UserReadOwn, username="user5", is_deleted=False
     ),
     "take deleted users out of a tier": lambda db: crud_users.update(db, {"tier_id": None}, tier_id=7, is_deleted=True),
-    "hold a user who is to be deleted": lambda db: crud_users.lock_for_deletion(db, "user5"),
+    "lock a user who is to be deleted": lambda db: crud_users.lock_for_deletion(db, "user5"),
     "delete a user": lambda db: crud_users.delete(db, id=5),
     "really delete a user": lambda db: crud_users.db_delete(db, id=5),
     "change a post": lambda db: crud_posts.update_one(
@@ -137,11 +135,11 @@ WRITES: dict[str, Callable[[Any], Awaitable[Any]]] = {
     ),
     "delete a post": lambda db: crud_posts.delete(db, id=5, created_by_user_id=5),
     "really delete a post": lambda db: crud_posts.db_delete(db, id=5, created_by_user_id=5),
-    "refresh a session": lambda db: crud_sessions.refresh(db, TOKEN, TOKEN, Client("", ""), LIFETIME, LIFETIME),
+    "refresh a session": lambda db: crud_sessions.refresh(db, TOKEN, TOKEN, CLIENT, LIFETIME, LIFETIME),
     "end a session": lambda db: crud_sessions.end(db, UUID(int=7)),
     "end one of one's sessions": lambda db: crud_sessions.db_delete(db, id=7, user_id=5),
-    "end all sessions but one": lambda db: crud_sessions.end_all(db, 5, but=7),
-    "end all ways in": lambda db: crud_sessions.end_all_ways_in(db, 5),
+    "end all sessions but one": lambda db: crud_sessions.end_all(db, 5, except_id=7),
+    "end all sessions and revoke a reset": lambda db: crud_sessions.end_all_and_revoke_reset(db, 5),
     "purge sessions": lambda db: crud_sessions.purge(db, 100),
     "purge password resets": lambda db: crud_password_resets.purge(db, 100),
     "delete a tier": lambda db: crud_tiers.delete(db, id=7, name="tier7"),
@@ -248,7 +246,7 @@ class TestPlans:
         [
             ("ix_post_living", "posts by id, first page", "post"),
             ("ix_user_living", "users, distant page", "user"),
-            ("ix_user_superuser", "hold a user who is to be deleted", "user"),
+            ("ix_user_superuser", "lock a user who is to be deleted", "user"),
             ("ix_session_user_id", "sessions", "session"),
         ],
     )

@@ -22,8 +22,7 @@ from app.core.security import PasswordHasher, TokenSigner
 from app.crud.crud_sessions import crud_sessions
 from app.main import app as the_app
 from app.models.user import User
-from app.schemas.session import Client
-from tests.factories import ADMIN_PASSWORD, PASSWORD, make_user
+from tests.factories import ADMIN_PASSWORD, CLIENT, PASSWORD, make_user
 from tests.fixtures import Fetch, HeadersFor
 from tests.helper import assert_unauthorized, own, running, wait_until
 
@@ -198,7 +197,7 @@ LATER, EARLIER = 10**10, 10**9
 async def session_of(user: User) -> str:
     """Start a session; return its uuid for the token."""
     async with transaction() as db:
-        session, _ = await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=1))
+        session, _ = await crud_sessions.start(db, user.id, CLIENT, timedelta(days=1))
     return str(session.uuid)
 
 

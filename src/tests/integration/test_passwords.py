@@ -103,8 +103,8 @@ class TestChange:
         response = await client.post(CHANGE, json=body, headers=headers)
         assert (response.status_code, response.json()) == (200, {"message": "Password changed, other sessions ended"})
         assert_unauthorized(await client.get("/api/v1/user/me", headers=other))
-        for living in (headers, somebody):
-            assert (await client.get("/api/v1/user/me", headers=living)).status_code == 200
+        for active in (headers, somebody):
+            assert (await client.get("/api/v1/user/me", headers=active)).status_code == 200
         assert await can_sign_in(client, user, NEW)
         assert not await can_sign_in(client, user, PASSWORD)
 

@@ -17,9 +17,8 @@ from app.core.security import RefreshToken, TokenSigner
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 from app.models.user import User
-from app.schemas.session import Client
 from app.worker import WorkerSettings, purge_expired
-from tests.factories import PASSWORD, make_password_reset, make_user
+from tests.factories import CLIENT, PASSWORD, make_password_reset, make_user
 from tests.fixtures import Fetch, HeadersFor, RunServer
 from tests.helper import assert_error, assert_unauthorized, is_recent, running
 
@@ -136,7 +135,7 @@ class TestLogin:
         """A password change commits after the sign-in has checked the old password."""
         form = {"username": user.username, "password": PASSWORD}
         async with AsyncExitStack() as stack, transaction() as db:
-            await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=1))
+            await crud_sessions.start(db, user.id, CLIENT, timedelta(days=1))
             await crud_users.update(db, {"hashed_password": "!"}, id=user.id)
             (late,) = await stack.enter_async_context(running(client.post("/api/v1/login", data=form)))
             await asyncio.sleep(0.3)
@@ -359,6 +358,11 @@ class TestOwnSessions:
         body = (await client.get("/api/v1/user/me/sessions", params=params, headers=headers)).json()
         assert (len(body["data"]), body["total_count"], body["has_more"]) == (1, 3, False)
 
+    async def test_page_beyond_the_last(self, client: httpx.AsyncClient, user: User) -> None:
+        headers, _ = await pair(client, user)
+        body = (await client.get("/api/v1/user/me/sessions", params={"page": 3}, headers=headers)).json()
+        assert body == {"data": [], "total_count": 1, "has_more": False, "page": 3, "items_per_page": 10}
+
     async def test_end_one(self, client: httpx.AsyncClient, user: User) -> None:
         first, _ = await pair(client, user)
         second, _ = await pair(client, user)
@@ -402,19 +406,19 @@ class TestPurge:
         headers, _ = await pair(client, deleted := await make_user())
         await client.delete(f"/api/v1/user/{deleted.username}", headers=headers)
         async with transaction() as db:
-            living, _ = await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=1))
-            await crud_sessions.start(db, user.id, Client("", ""), timedelta(seconds=-1))
+            active, _ = await crud_sessions.start(db, user.id, CLIENT, timedelta(days=1))
+            await crud_sessions.start(db, user.id, CLIENT, timedelta(seconds=-1))
         await make_password_reset(user, "late", seconds=-1)
         await purge_expired({"transaction": transaction})
         assert await fetch("SELECT * FROM password_reset") == []
-        assert [row["id"] for row in await fetch("SELECT id FROM session")] == [living.id]
+        assert [row["id"] for row in await fetch("SELECT id FROM session")] == [active.id]
 
     async def test_all_of_them_go_in_parts(self, user: User, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
         """The purge is complete even if some expired sessions belong to deleted users."""
         monkeypatch.setattr("app.worker.PURGE_BATCH", 4)
         async with transaction() as db:
             for days in (-2, -1, 1, 1, 1, 1, 1):
-                await crud_sessions.start(db, user.id, Client("", ""), timedelta(days=days))
+                await crud_sessions.start(db, user.id, CLIENT, timedelta(days=days))
         await fetch('UPDATE "user" SET is_deleted = true')
         await purge_expired({"transaction": transaction})
         assert await fetch("SELECT * FROM session") == []

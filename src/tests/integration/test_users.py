@@ -10,7 +10,7 @@ from app.core.database import transaction
 from app.crud.crud_posts import crud_posts
 from app.crud.crud_users import crud_users
 from app.models.user import User
-from app.schemas.post import PostCreateInternal
+from app.schemas.post import PostCreate
 from app.schemas.user import RESERVED_USERNAMES, UserCreateInternal
 from tests.factories import hasher, make_post, make_rate_limit, make_superuser, make_tier, make_user
 from tests.fixtures import Fetch, HeadersFor
@@ -738,7 +738,7 @@ class TestRenameMeanwhile:
                 name="Next Ann", username="ann", email="next@example.com", hashed_password="x"
             )
             row = await crud_users.create(db, next_ann)
-            await crud_posts.create(db, PostCreateInternal(title="Next", text="Next.", created_by_user_id=row.id))
+            await crud_posts.create(db, PostCreate(title="Next", text="Next."), created_by_user_id=row.id)
             before = [dict(found) for found in (await db.execute(text(USER_ANN))).mappings()]
             posts = [dict(found) for found in (await db.execute(text(POSTS_OF), {"id": row.id})).mappings()]
             (answer,) = await stack.enter_async_context(running(request))

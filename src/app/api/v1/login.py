@@ -15,17 +15,13 @@ from app.core.models import Token
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 
-router = APIRouter(tags=["login"])
+router = APIRouter(tags=["login"], responses=responses(UnauthorizedError, ForbiddenError, RateLimitExceededError))
 
 REFUSED = "Wrong username, e-mail or password"
 RefreshInBody = Annotated[bool, Query(description="For clients without cookies: answer the refresh token too")]
 
 
-@router.post(
-    "/login",
-    response_model_exclude_unset=True,
-    responses=responses(UnauthorizedError, ForbiddenError, RateLimitExceededError),
-)
+@router.post("/login", response_model_exclude_unset=True)
 async def login_for_access_token(
     request: Request,
     response: Response,
@@ -46,7 +42,7 @@ async def login_for_access_token(
     renewed = await passwords.hash(form.password) if passwords.is_outdated(checked) else None
     # Lock the row until the commit: no session may begin with a password that another request has just changed.
     if renewed is None or not await crud_users.change_password(db, user["id"], checked, renewed):
-        stored = await crud_users.hold_password(db, user["id"])
+        stored = await crud_users.lock_password(db, user["id"])
         if stored != checked and not await passwords.verify(form.password, stored):
             raise UnauthorizedError(REFUSED)
     if not isinstance(settings, SessionSettings):

@@ -40,22 +40,16 @@ router = APIRouter(
 async def forget_password(request: Request, forgotten: PasswordForgotten) -> Message:
     """Mail a token for a new password; the answer is the same for unknown addresses."""
     audit.note(request.scope, who=None)
-    # The job looks the user up, so that the time of this answer does not depend on whether the user exists.
-    if await _may_be_mailed(request, forgotten.email):
+    settings, quota = settings_of(request), None
+    if isinstance(settings, AbuseLimitSettings):
+        limit, period = settings.PASSWORD_RESET_LIMIT_PER_ACCOUNT, 60 * settings.PASSWORD_RESET_MINUTES
+        quota = await limiter_of(request).hit(f"password_reset_mail:{hash_of(forgotten.email)}", limit, period)
+    if quota is None or quota.allowed:
+        # The job looks the user up, so that the time of this answer does not depend on whether the user exists.
         queue = queue_of(request)
         async with queue.server.guard():
             await queue.pool.enqueue_job("send_password_reset", forgotten.email)
     return Message(message="If an account has this address, a mail is on its way to it")
-
-
-async def _may_be_mailed(request: Request, email: str) -> bool:
-    """Tell whether the address is below its limit of mails."""
-    settings = settings_of(request)
-    if not isinstance(settings, AbuseLimitSettings):
-        return True
-    limit, period = settings.PASSWORD_RESET_LIMIT_PER_ACCOUNT, 60 * settings.PASSWORD_RESET_MINUTES
-    quota = await limiter_of(request).hit(f"password_reset_mail:{hash_of(email)}", limit, period)
-    return quota is None or quota.allowed
 
 
 @router.post("/reset", responses=responses(UnauthorizedError))

@@ -12,11 +12,10 @@ from app.schemas.session import PasswordChange
 
 router = APIRouter(tags=["passwords"])
 
+_ERRORS = responses(UnauthorizedError, ForbiddenError, ConflictError, RateLimitExceededError)
 
-@router.post(
-    "/user/me/password",
-    responses=responses(UnauthorizedError, ForbiddenError, ConflictError, RateLimitExceededError),
-)
+
+@router.post("/user/me/password", responses=_ERRORS)
 async def change_password(
     request: Request, change: PasswordChange, current_user: CurrentUser, db: SessionDep, reader: ReaderDep
 ) -> Message:
@@ -26,5 +25,5 @@ async def change_password(
     new = await passwords_of(request).hash(change.new_password)
     if not await crud_users.change_password(db, current_user["id"], old, new):
         raise ConflictError("The password has just been changed by another request")
-    await crud_sessions.end_all_ways_in(db, current_user["id"], but=current_user["session_id"])
+    await crud_sessions.end_all_and_revoke_reset(db, current_user["id"], except_id=current_user["session_id"])
     return Message(message="Password changed, other sessions ended")

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Path, Request
 
 from app.api import cache_keys
 from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, SessionDep
-from app.api.exceptions import responses
+from app.api.exceptions import ensure_found, responses
 from app.api.paginated import Cursor, ItemsPerPage, PageNumber, PaginatedListResponse, get_cursor_page
 from app.core.cache import cache, do_not_store
 from app.core.exceptions import ForbiddenError, NotFoundError, UnauthorizedError
@@ -12,13 +12,14 @@ from app.core.models import Message, RowId
 from app.crud.crud_posts import crud_posts
 from app.crud.crud_users import crud_users
 from app.models.post import Post
-from app.schemas.post import PostCreate, PostCreateInternal, PostRead, PostUpdate
+from app.schemas.post import PostCreate, PostRead, PostUpdate
 from app.schemas.user import Username
 
 router = APIRouter(tags=["posts"])
 
 PostId = Annotated[RowId, Path()]
 _LISTS = [f"{cache_keys.POSTS}:*"]
+_ERRORS = responses(UnauthorizedError, ForbiddenError, NotFoundError)
 
 
 @router.get("/{username}/posts", response_model=PaginatedListResponse[PostRead], responses=responses(NotFoundError))
@@ -37,15 +38,8 @@ async def read_posts(
 ) -> dict[str, Any]:
     """List a user's posts, oldest first."""
     wanted = await get_cursor_page(request, page, items_per_page, cursor)
-    posts = await crud_posts.get_multi(
-        db,
-        wanted.offset,
-        items_per_page,
-        PostRead,
-        after=wanted.after,
-        created_by_user_id=crud_users.id_of(username),
-        is_deleted=False,
-    )
+    own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(username), "is_deleted": False}
+    posts = await crud_posts.get_multi(db, wanted.offset, items_per_page, PostRead, after=wanted.after, **own)
     if wanted.offset > posts["total_count"]:
         do_not_store(request)  # any number of such pages could be requested
     return wanted.response(posts)
@@ -56,42 +50,29 @@ async def read_posts(
 async def read_post(request: Request, username: Username, id: PostId, db: ReaderDep) -> dict[str, Any]:
     """Read a post."""
     post = await crud_posts.get(db, PostRead, id=id, created_by_user_id=crud_users.id_of(username), is_deleted=False)
-    if post is None:
-        raise NotFoundError("Post not found")
-    return post
+    return ensure_found(post, "Post")
 
 
-@router.post(
-    "/{username}/post",
-    response_model=PostRead,
-    status_code=201,
-    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
-)
+@router.post("/{username}/post", response_model=PostRead, status_code=201, responses=_ERRORS)
 @cache(cache_keys.POSTS, resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
 async def write_post(
     request: Request, username: Username, post: PostCreate, db: SessionDep, user_id: OwnUserId
 ) -> Post:
     """Write a post of one's own."""
-    return await crud_posts.create(db, PostCreateInternal(**post.model_dump(), created_by_user_id=user_id))
+    return await crud_posts.create(db, post, created_by_user_id=user_id)
 
 
-@router.patch(
-    "/{username}/post/{id}",
-    response_model=PostRead,
-    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
-)
+@router.patch("/{username}/post/{id}", response_model=PostRead, responses=_ERRORS)
 @cache(cache_keys.POST, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def patch_post(
     request: Request, username: Username, id: PostId, values: PostUpdate, db: SessionDep, user_id: OwnUserId
 ) -> dict[str, Any]:
     """Change the fields that the body names in one's own post."""
     post = await crud_posts.update_one(db, values, PostRead, id=id, created_by_user_id=user_id, is_deleted=False)
-    if post is None:
-        raise NotFoundError("Post not found")
-    return post
+    return ensure_found(post, "Post")
 
 
-@router.delete("/{username}/post/{id}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError))
+@router.delete("/{username}/post/{id}", responses=_ERRORS)
 @cache(cache_keys.POST, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def erase_post(request: Request, username: Username, id: PostId, db: SessionDep, user_id: OwnUserId) -> Message:
     """Delete one's own post; the row stays."""
@@ -100,7 +81,7 @@ async def erase_post(request: Request, username: Username, id: PostId, db: Sessi
     return Message(message="Post deleted")
 
 
-@router.delete("/{username}/db_post/{id}", responses=responses(UnauthorizedError, ForbiddenError, NotFoundError))
+@router.delete("/{username}/db_post/{id}", responses=_ERRORS)
 @cache(cache_keys.POST, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def erase_db_post(
     request: Request, username: Username, id: PostId, db: SessionDep, _: CurrentSuperuser

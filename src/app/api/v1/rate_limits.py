@@ -3,16 +3,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path
 
 from app.api.dependencies import ReaderDep, SessionDep, get_current_superuser
-from app.api.exceptions import responses
+from app.api.exceptions import ensure_found, responses
 from app.api.paginated import CursorPageDep, PaginatedListResponse
 from app.core.exceptions import DuplicateValueError, ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId, Text
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
-from app.crud.statements import Lookup
 from app.models.rate_limit import RateLimit
-from app.models.tier import Tier
-from app.schemas.rate_limit import RateLimitCreate, RateLimitCreateInternal, RateLimitRead, RateLimitUpdate
+from app.schemas.rate_limit import RateLimitCreate, RateLimitRead, RateLimitUpdate
 
 router = APIRouter(
     prefix="/tier/{tier_name}",
@@ -24,53 +22,40 @@ router = APIRouter(
 
 async def get_tier_id(tier_name: Text, db: SessionDep) -> int:
     """The id of the tier named in the path; its name is locked until the request has committed."""
-    tier_id = await crud_tiers.lock_key(db, name=tier_name)
-    if tier_id is None:
-        raise NotFoundError("Tier not found")
-    return int(tier_id)
-
-
-async def find_tier_id(tier_name: Text) -> Lookup:
-    """Return a lookup, so that the statement that reads finds the id."""
-    return Lookup(Tier, "id", {"name": tier_name})
+    return int(ensure_found(await crud_tiers.lock_key(db, name=tier_name), "Tier"))
 
 
 TierId = Annotated[int, Depends(get_tier_id)]
-TierIdLookup = Annotated[Lookup, Depends(find_tier_id)]
 RateLimitId = Annotated[RowId, Path()]
 
 
 @router.post("/rate_limit", response_model=RateLimitRead, status_code=201, responses=responses(DuplicateValueError))
 async def write_rate_limit(tier_id: TierId, rate_limit: RateLimitCreate, db: SessionDep) -> RateLimit:
     """Limit what each user of the tier may request on a path."""
-    return await crud_rate_limits.create(db, RateLimitCreateInternal(**rate_limit.model_dump(), tier_id=tier_id))
+    return await crud_rate_limits.create(db, rate_limit, tier_id=tier_id)
 
 
 @router.get("/rate_limits", response_model=PaginatedListResponse[RateLimitRead])
-async def read_rate_limits(tier_id: TierIdLookup, db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
+async def read_rate_limits(tier_name: Text, db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
     """List the rate limits of a tier."""
     limits = await crud_rate_limits.get_multi(
-        db, page.offset, page.items_per_page, RateLimitRead, after=page.after, tier_id=tier_id
+        db, page.offset, page.items_per_page, RateLimitRead, after=page.after, tier_id=crud_tiers.id_of(tier_name)
     )
     return page.response(limits)
 
 
 @router.get("/rate_limit/{id}", response_model=RateLimitRead)
-async def read_rate_limit(tier_id: TierIdLookup, id: RateLimitId, db: ReaderDep) -> dict[str, Any]:
+async def read_rate_limit(id: RateLimitId, tier_name: Text, db: ReaderDep) -> dict[str, Any]:
     """Read a rate limit."""
-    rate_limit = await crud_rate_limits.get(db, RateLimitRead, id=id, tier_id=tier_id)
-    if rate_limit is None:
-        raise NotFoundError("Rate limit not found")
-    return rate_limit
+    rate_limit = await crud_rate_limits.get(db, RateLimitRead, id=id, tier_id=crud_tiers.id_of(tier_name))
+    return ensure_found(rate_limit, "Rate limit")
 
 
 @router.patch("/rate_limit/{id}", response_model=RateLimitRead, responses=responses(DuplicateValueError))
 async def patch_rate_limit(tier_id: TierId, id: RateLimitId, values: RateLimitUpdate, db: SessionDep) -> dict[str, Any]:
     """Change the fields that the body names in a rate limit."""
     rate_limit = await crud_rate_limits.update_one(db, values, RateLimitRead, id=id, tier_id=tier_id)
-    if rate_limit is None:
-        raise NotFoundError("Rate limit not found")
-    return rate_limit
+    return ensure_found(rate_limit, "Rate limit")
 
 
 @router.delete("/rate_limit/{id}")

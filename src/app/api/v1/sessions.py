@@ -35,10 +35,8 @@ async def refresh_access_token(request: Request, response: Response, presented: 
             audit.note(request.scope, reason="a spent refresh token ended the session")
         raise UnauthorizedError("There is no session for this refresh token: sign in again")
     set_refresh_cookie(request, response, refreshed.token, lifetime)
-    answer = Token(
-        access_token=tokens.access_token_for(refreshed.token, refreshed.user, refreshed.issued),
-        token_type="bearer",  # noqa: S106
-    )
+    access_token = tokens.access_token_for(refreshed.token, refreshed.user, refreshed.issued)
+    answer = Token(access_token=access_token, token_type="bearer")  # noqa: S106
     if presented.in_body:
         answer.refresh_token = str(refreshed.token)
     return answer
@@ -62,7 +60,7 @@ async def logout(
 @router.get("/user/me/sessions", response_model=PaginatedListResponse[SessionRead])
 async def read_sessions(current_user: CurrentUser, db: ReaderDep, page: PageDep) -> dict[str, Any]:
     """List one's own sessions, oldest first."""
-    sessions = await crud_sessions.get_living(db, current_user["id"], page.offset, page.items_per_page)
+    sessions = await crud_sessions.get_active(db, current_user["id"], page.offset, page.items_per_page)
     for session in sessions["data"]:
         session["is_current"] = session["id"] == current_user["session_id"]
     return paginated_response(sessions, page.page, page.items_per_page)
@@ -82,5 +80,5 @@ async def erase_session(
 @router.delete("/user/me/sessions")
 async def erase_other_sessions(current_user: CurrentUser, db: SessionDep) -> Message:
     """End all of one's own sessions except the current one."""
-    ended = await crud_sessions.end_all(db, current_user["id"], but=current_user["session_id"])
+    ended = await crud_sessions.end_all(db, current_user["id"], except_id=current_user["session_id"])
     return Message(message=f"Other sessions ended: {ended}")

@@ -14,7 +14,7 @@ from app.core.queue import ArqJob, failed_jobs, queue_of, retry_failed_job
 from app.schemas.job import FailedJobRead, Job, JobRead
 from app.schemas.user import Caller
 
-router = APIRouter(prefix="/tasks", tags=["tasks"])
+router = APIRouter(prefix="/tasks", tags=["tasks"], responses=responses(UnauthorizedError))
 
 TaskMessage = Annotated[Text, Query(max_length=1000, examples=["test"])]
 TaskId = Annotated[Text, Path(max_length=200)]
@@ -26,7 +26,7 @@ _ID = re.compile(r"(?:(?P<maker>[0-9]+)-)?[0-9a-f]{32}")
     "/task",
     status_code=201,
     dependencies=[Depends(rate_limiter)],
-    responses=responses(UnauthorizedError, RateLimitExceededError),
+    responses=responses(RateLimitExceededError),
     openapi_extra=TOKEN_OPTIONAL,
 )
 async def create_task(request: Request, message: TaskMessage, user: OptionalUser) -> Job:
@@ -38,7 +38,7 @@ async def create_task(request: Request, message: TaskMessage, user: OptionalUser
     return Job(id=job_id)
 
 
-@router.get("/task/{task_id}", responses=responses(UnauthorizedError, NotFoundError), openapi_extra=TOKEN_OPTIONAL)
+@router.get("/task/{task_id}", responses=responses(NotFoundError), openapi_extra=TOKEN_OPTIONAL)
 async def get_task(request: Request, task_id: TaskId, user: OptionalUser, response: Response) -> JobRead:
     """Read the state of a task; its result is kept for an hour."""
     response.headers["Cache-Control"] = "private, no-store"
@@ -58,11 +58,7 @@ async def get_task(request: Request, task_id: TaskId, user: OptionalUser, respon
     raise NotFoundError("Task not found")
 
 
-@router.get(
-    "/failed",
-    response_model=PaginatedListResponse[FailedJobRead],
-    responses=responses(UnauthorizedError, ForbiddenError),
-)
+@router.get("/failed", response_model=PaginatedListResponse[FailedJobRead], responses=responses(ForbiddenError))
 async def read_failed_tasks(request: Request, page: PageDep, _: CurrentSuperuser) -> dict[str, Any]:
     """List the tasks that failed for good, newest first; the newest 1,000 are kept."""
     queue = queue_of(request)
@@ -72,10 +68,7 @@ async def read_failed_tasks(request: Request, page: PageDep, _: CurrentSuperuser
     return paginated_response({"data": data, "total_count": total_count}, page.page, page.items_per_page)
 
 
-@router.post(
-    "/failed/{task_id}/retry",
-    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, ConflictError),
-)
+@router.post("/failed/{task_id}/retry", responses=responses(ForbiddenError, NotFoundError, ConflictError))
 async def retry_failed_task(request: Request, task_id: TaskId, _: CurrentSuperuser) -> Job:
     """Queue a failed task again, with the same arguments and all its tries."""
     queue = queue_of(request)

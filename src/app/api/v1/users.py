@@ -15,19 +15,12 @@ from app.api.dependencies import (
     SessionDep,
     limit_sign_ups,
 )
-from app.api.exceptions import responses
+from app.api.exceptions import ensure_found, responses
 from app.api.paginated import CursorPageDep, PaginatedListResponse
 from app.api.password_checks import confirm_caller
+from app.core import exceptions as errors
 from app.core.cache import cache, store_of
 from app.core.database import on_commit
-from app.core.exceptions import (
-    DuplicateValueError,
-    ForbiddenError,
-    MissingReferenceError,
-    NotFoundError,
-    RateLimitExceededError,
-    UnauthorizedError,
-)
 from app.core.http import audit, passwords_of
 from app.core.models import Message
 from app.crud.crud_users import LastSuperuserError, crud_users
@@ -47,6 +40,10 @@ from app.schemas.user import (
 
 router = APIRouter(tags=["users"])
 
+_GUARDED = responses(errors.UnauthorizedError, errors.ForbiddenError, errors.NotFoundError)
+_PATCH = _GUARDED | responses(errors.DuplicateValueError, errors.RateLimitExceededError)
+_ERASE = _GUARDED | responses(LastSuperuserError, errors.RateLimitExceededError)
+
 
 def _invalidate_new_name(request: Request, db: AsyncSession, username: str) -> None:
     """Invalidate the new owner's keys too: the rename that freed this name may not have done so yet."""
@@ -54,7 +51,9 @@ def _invalidate_new_name(request: Request, db: AsyncSession, username: str) -> N
     on_commit(db, partial(store_of(request).remove, [], patterns), even_if_unknown=True)
 
 
-Confirmation = Annotated[PasswordConfirmation | None, Body(description="Once the session is no longer young")]
+Confirmation = Annotated[
+    PasswordConfirmation | None, Body(description="Needed once the session is older than REAUTHENTICATION_MINUTES")
+]
 
 
 @router.post(
@@ -62,7 +61,7 @@ Confirmation = Annotated[PasswordConfirmation | None, Body(description="Once the
     response_model=UserReadOwn,
     status_code=201,
     dependencies=[Depends(limit_sign_ups)],
-    responses=responses(DuplicateValueError, RateLimitExceededError),
+    responses=responses(errors.DuplicateValueError, errors.RateLimitExceededError),
 )
 async def write_user(request: Request, user: UserCreate, db: SessionDep) -> User:
     """Sign up."""
@@ -84,7 +83,7 @@ async def read_users(db: ReaderDep, page: CursorPageDep) -> dict[str, Any]:
     return page.response(users)
 
 
-@router.get("/user/me", response_model=UserReadOwn, responses=responses(UnauthorizedError))
+@router.get("/user/me", response_model=UserReadOwn, responses=responses(errors.UnauthorizedError))
 @router.get("/user/me/", response_model=UserReadOwn, include_in_schema=False)
 async def read_users_me(current_user: CurrentUser) -> Caller:
     """Read the signed-in user."""
@@ -94,24 +93,18 @@ async def read_users_me(current_user: CurrentUser) -> Caller:
 @router.get(
     "/user/{username}",
     response_model=UserReadOwn | UserRead,
-    responses=responses(UnauthorizedError, NotFoundError),
+    responses=responses(errors.UnauthorizedError, errors.NotFoundError),
     openapi_extra=TOKEN_OPTIONAL,
 )
 async def read_user(username: Username, db: ReaderDep, current_user: OptionalUser) -> dict[str, Any]:
     """Read a user; only the user and superusers see the e-mail address."""
-    user = await crud_users.get(db, UserReadOwn, username=username, is_deleted=False)
-    if user is None:
-        raise NotFoundError("User not found")
+    user = ensure_found(await crud_users.get(db, UserReadOwn, username=username, is_deleted=False), "User")
     # Compare ids: another user may have taken the name since the token was checked.
     is_own = current_user is not None and (current_user["is_superuser"] or current_user["id"] == user["id"])
     return user if is_own else {key: user[key] for key in UserRead.model_fields}
 
 
-@router.patch(
-    "/user/{username}",
-    response_model=UserReadOwn,
-    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError, DuplicateValueError, RateLimitExceededError),
-)
+@router.patch("/user/{username}", response_model=UserReadOwn, responses=_PATCH)
 @cache("user", resource_id_name="username", pattern_to_invalidate_extra=cache_keys.OF_USER)
 async def patch_user(
     request: Request,
@@ -131,12 +124,7 @@ async def patch_user(
     if "username" in changes:
         _invalidate_new_name(request, db, changes["username"])
     user = await crud_users.update_one(db, changes, UserReadOwn, id=user_id, username=username, is_deleted=False)
-    if user is None:
-        raise NotFoundError("User not found")
-    return user
-
-
-_ERASE = responses(UnauthorizedError, ForbiddenError, NotFoundError, LastSuperuserError, RateLimitExceededError)
+    return ensure_found(user, "User")
 
 
 @router.delete("/user/{username}", responses=_ERASE)
@@ -155,7 +143,7 @@ async def erase_user(
     await confirm_caller(request, current_user, confirmation.current_password if confirmation else None, reader)
     user = await crud_users.lock_for_deletion(db, username)
     if user != {"id": user_id, "is_deleted": False}:
-        raise NotFoundError("User not found")
+        raise errors.NotFoundError("User not found")
     await crud_users.delete(db, id=user_id)
     return Message(message="User deleted")
 
@@ -172,41 +160,27 @@ async def erase_db_user(
 ) -> Message:
     """Delete the row of a user and all their posts, deleted ones too; the name and the e-mail address become free."""
     await confirm_caller(request, superuser, confirmation.current_password if confirmation else None, reader)
-    user = await crud_users.lock_for_deletion(db, username)
-    if user is None:
-        raise NotFoundError("User not found")
+    user = ensure_found(await crud_users.lock_for_deletion(db, username), "User")
     audit.note(request.scope, target=user["id"])
     await crud_users.db_delete(db, id=user["id"])
     return Message(message="User deleted from the database")
 
 
-@router.get(
-    "/user/{username}/rate_limits",
-    response_model=UserReadRateLimits,
-    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
-)
+@router.get("/user/{username}/rate_limits", response_model=UserReadRateLimits, responses=_GUARDED)
 async def read_user_rate_limits(username: Username, db: ReaderDep, _: CurrentSuperuser) -> dict[str, Any]:
     """Read a user with the rate limits of their tier."""
-    user = await crud_users.get_with_rate_limits(db, username)
-    if user is None:
-        raise NotFoundError("User not found")
-    return user
+    return ensure_found(await crud_users.get_with_rate_limits(db, username), "User")
 
 
-@router.patch(
-    "/user/{username}/tier",
-    response_model=UserReadOwn,
-    responses=responses(UnauthorizedError, ForbiddenError, NotFoundError),
-)
+@router.patch("/user/{username}/tier", response_model=UserReadOwn, responses=_GUARDED)
 async def patch_user_tier(
     request: Request, username: Username, values: UserTierUpdate, db: SessionDep, _: CurrentSuperuser
 ) -> dict[str, Any]:
     """Put a user into a tier."""
     try:
         user = await crud_users.update_one(db, values.model_dump(), UserReadOwn, username=username, is_deleted=False)
-    except MissingReferenceError as error:
-        raise NotFoundError("Tier not found") from error
-    if user is None:
-        raise NotFoundError("User not found")
+    except errors.MissingReferenceError as error:
+        raise errors.NotFoundError("Tier not found") from error
+    user = ensure_found(user, "User")
     audit.note(request.scope, target=user["id"], tier=user["tier_id"])
     return user
