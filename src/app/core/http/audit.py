@@ -4,10 +4,11 @@ import logging
 from typing import Any
 
 from fastapi.requests import HTTPConnection
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.config import AppSettings
 from app.core.http.client_address import client_address
+from app.core.http.context import sent_status
 
 logger = logging.getLogger("app.audit")
 
@@ -40,16 +41,8 @@ class AuditLog:
             await self.app(scope, receive, send)
             return
         method: str = scope["method"]
-        status: int | None = None
-
-        async def send_and_note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self.app(scope, receive, send_and_note_status)
+            await self.app(scope, receive, send)
         finally:
             if notes and (method not in _READING or notes.get("superuser") is True):
                 values = {
@@ -57,6 +50,6 @@ class AuditLog:
                     "address": client_address(HTTPConnection(scope), self.settings),
                     "method": method,
                     "path": scope["path"],
-                    "status": status,
+                    "status": sent_status(scope),
                 }
                 logger.info(getattr(scope.get("route"), "name", "request"), extra={**values, **notes})

@@ -15,6 +15,7 @@ from app.core.security import PasswordHasher, TokenSigner
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _RESPONSE_HEADERS = "app.response_headers"
+_STATUS = "app.status"
 
 settings_of = getter(Settings)
 passwords_of = getter(PasswordHasher)
@@ -24,6 +25,12 @@ tokens_of = getter(TokenSigner)
 def add_response_headers(scope: Scope, headers: Mapping[str, str]) -> None:
     """Send these with whatever response the request gets, errors included."""
     scope[_RESPONSE_HEADERS].extend((name.lower().encode(), value.encode()) for name, value in headers.items())
+
+
+def sent_status(scope: Scope) -> int | None:
+    """The status of the response, or None before it has begun."""
+    status: int | None = scope[_STATUS]
+    return status
 
 
 def route_template(connection: HTTPConnection) -> str:
@@ -59,10 +66,11 @@ class RequestContext:
         request_id.set(identity.decode())
         extra = [*self.headers, (b"x-request-id", identity)]
         # A copy: the server's own scope stays as it was.
-        scope = {**scope, SCOPE_KEY: self.resources, _RESPONSE_HEADERS: extra}
+        scope = {**scope, SCOPE_KEY: self.resources, _RESPONSE_HEADERS: extra, _STATUS: None}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope[_STATUS] = message["status"]
                 headers = message["headers"] = [*message.get("headers", ()), *extra]
                 if self.is_cacheable and not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"private, no-store"))

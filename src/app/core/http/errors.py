@@ -11,8 +11,9 @@ from fastapi import Request
 from fastapi.exceptions import ValidationException
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.core.http.context import sent_status
 from app.core.logger import request_id
 
 logger = logging.getLogger(__name__)
@@ -28,18 +29,11 @@ class UnexpectedErrors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        has_begun = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
         try:
-            await self.app(scope, receive, send_and_note)
+            await self.app(scope, receive, send)
         except Exception as error:
             _remove_input(error)
-            if has_begun:
+            if sent_status(scope) is not None:
                 raise
             logger.exception("unhandled error", extra={"method": scope["method"], "path": scope["path"]})
             handlers = scope["app"].exception_handlers

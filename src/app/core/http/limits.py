@@ -7,6 +7,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.http.context import sent_status
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,19 +56,12 @@ class RequestTimeout:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        has_begun = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
         deadline = asyncio.timeout(self.seconds)
         try:
             async with deadline:
-                await self.app(scope, receive, send_and_note)
+                await self.app(scope, receive, send)
         except Exception:  # the cancellation may have become any error on its way
-            if has_begun or not deadline.expired():
+            if sent_status(scope) is not None or not deadline.expired():
                 raise
             logger.warning("request timed out", extra={"method": scope["method"], "path": scope["path"]})
             detail = "The request took too long: try again, with less at once or later"
