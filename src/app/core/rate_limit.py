@@ -67,13 +67,7 @@ class RateLimiter:
 
     def open(self, settings: RedisRateLimiterSettings) -> None:
         self._fail_open = settings.RATE_LIMIT_FAIL_OPEN
-        self.server.open(
-            settings.REDIS_RATE_LIMIT_HOST,
-            settings.REDIS_RATE_LIMIT_PORT,
-            settings.REDIS_RATE_LIMIT_DB,
-            settings.REDIS_RATE_LIMIT_PASSWORD,
-            settings.REDIS_RATE_LIMIT_TIMEOUT,
-        )
+        self.server.open(settings, "REDIS_RATE_LIMIT", settings.REDIS_RATE_LIMIT_TIMEOUT)
 
     async def hit(self, key: str, limit: int, period: int) -> Quota | None:
         """Count a request under `key` if fewer than `limit` passed in the last `period` seconds.

@@ -8,13 +8,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
-from pydantic import SecretStr
+from pydantic_settings import BaseSettings
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from app.core.exceptions import RedisUnavailableError
 
 logger = logging.getLogger(__name__)
+
+
+def connection_options(settings: BaseSettings, prefix: str, timeout: float) -> dict[str, Any]:
+    """Return the arguments of a redis-py pool from the settings `{prefix}_HOST`, `{prefix}_PORT` and so on."""
+    host, port, db, password = (getattr(settings, f"{prefix}_{name}") for name in ("HOST", "PORT", "DB", "PASSWORD"))
+    return {
+        "host": host,
+        "port": port,
+        "db": db,
+        "password": password.get_secret_value() if password else None,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+    }
 
 
 class RedisServer:
@@ -39,19 +52,11 @@ class RedisServer:
         self._next_try = -math.inf
         self._scripts: dict[str, Callable[..., Awaitable[Any]]] = {}
 
-    def open(self, host: str, port: int, db: int, password: SecretStr | None, timeout: float) -> None:
+    def open(self, settings: BaseSettings, prefix: str, timeout: float) -> None:
         """Prepare the client; connections are made when they are needed. `timeout` is in seconds."""
+        options = connection_options(settings, prefix, timeout)
         # Unlike ConnectionPool this one opens connections concurrently, which matters while the server is away.
-        pool = BlockingConnectionPool(
-            max_connections=self.MAX_CONNECTIONS,
-            timeout=None,
-            host=host,
-            port=port,
-            db=db,
-            password=password.get_secret_value() if password else None,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-        )
+        pool = BlockingConnectionPool(max_connections=self.MAX_CONNECTIONS, timeout=None, **options)
         self.client = Redis(connection_pool=pool)
         self._timeout = timeout
         self._scripts.clear()

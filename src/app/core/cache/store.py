@@ -58,14 +58,8 @@ class CacheStore:
 
     def open(self, settings: RedisCacheSettings, secret_key: str) -> None:
         """Prepare the connections. `secret_key` seals the answers, so that only this service's are served."""
-        address = (
-            settings.REDIS_CACHE_HOST,
-            settings.REDIS_CACHE_PORT,
-            settings.REDIS_CACHE_DB,
-            settings.REDIS_CACHE_PASSWORD,
-        )
-        self.server.open(*address, settings.REDIS_CACHE_TIMEOUT)
-        self._removals.open(*address, settings.REDIS_CACHE_REMOVAL_TIMEOUT)
+        self.server.open(settings, "REDIS_CACHE", settings.REDIS_CACHE_TIMEOUT)
+        self._removals.open(settings, "REDIS_CACHE", settings.REDIS_CACHE_REMOVAL_TIMEOUT)
         # After an outage every worker must have the time to clear what it could not remove.
         self._distrust_seconds = settings.REDIS_CACHE_REMOVAL_TIMEOUT + 1.0
         self._process = os.urandom(12)  # here, not at import: gunicorn may fork after it

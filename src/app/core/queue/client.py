@@ -88,13 +88,7 @@ class QueueClient:
 
     def open(self, settings: RedisQueueSettings) -> None:
         """Prepare `pool`; unlike arq's `create_pool` this works before the server is up."""
-        self.server.open(
-            settings.REDIS_QUEUE_HOST,
-            settings.REDIS_QUEUE_PORT,
-            settings.REDIS_QUEUE_DB,
-            settings.REDIS_QUEUE_PASSWORD,
-            settings.REDIS_QUEUE_TIMEOUT,
-        )
+        self.server.open(settings, "REDIS_QUEUE", settings.REDIS_QUEUE_TIMEOUT)
         self.pool = JobQueue(self.server.client.connection_pool)
         _open_clients.append(self)
 

@@ -25,6 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.core.config import RedisQueueSettings
 from app.core.queue.client import JobQueue
+from app.core.redis import connection_options
 
 logger = logging.getLogger(__name__)
 
@@ -127,20 +128,20 @@ class _PatientRetry(CommandRetry):
         super().__init__(ExponentialBackoff(cap=1.0, base=0.1), retries=-1)
 
     async def call_with_retry(self, do: Callable[[], Awaitable[T]], fail: Callable[[RedisError], Any]) -> T:
-        told = False
+        logged = False
         if self.worker is None:  # the first command comes from arq's main task
             _PatientRetry.worker = asyncio.current_task()
 
-        async def fail_and_tell(error: RedisError) -> None:
-            nonlocal told
+        async def log_and_fail(error: RedisError) -> None:
+            nonlocal logged
             if self.worker is not None and self.worker.done():
                 raise error
-            if not told:
-                told = True
+            if not logged:
+                logged = True
                 logger.warning("the worker waits for its queue", extra={"error": f"{type(error).__name__}: {error}"})
             await fail(error)
 
-        return await super().call_with_retry(do, fail_and_tell)
+        return await super().call_with_retry(do, log_and_fail)
 
 
 class _PatientPool(ConnectionPool):
@@ -151,33 +152,21 @@ class _PatientPool(ConnectionPool):
         await connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
 
 
-def _password(settings: RedisQueueSettings) -> str | None:
-    return settings.REDIS_QUEUE_PASSWORD.get_secret_value() if settings.REDIS_QUEUE_PASSWORD else None
-
-
 def patient_queue(settings: RedisQueueSettings) -> JobQueue:
     """The queue for a worker: it waits for its server as long as needed, but for each answer only the timeout."""
-    return JobQueue(
-        _PatientPool(
-            host=settings.REDIS_QUEUE_HOST,
-            port=settings.REDIS_QUEUE_PORT,
-            db=settings.REDIS_QUEUE_DB,
-            password=_password(settings),
-            socket_timeout=settings.REDIS_QUEUE_TIMEOUT,
-            socket_connect_timeout=settings.REDIS_QUEUE_TIMEOUT,
-            retry=_PatientRetry(),
-            retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
-        )
-    )
+    options = connection_options(settings, "REDIS_QUEUE", settings.REDIS_QUEUE_TIMEOUT)
+    errors = [RedisConnectionError, RedisTimeoutError, OSError]
+    return JobQueue(_PatientPool(**options, retry=_PatientRetry(), retry_on_error=errors))
 
 
 def queue_address(settings: RedisQueueSettings) -> RedisSettings:
     """The queue for `arq --check`, which does not wait."""
+    password = settings.REDIS_QUEUE_PASSWORD
     return RedisSettings(
         host=settings.REDIS_QUEUE_HOST,
         port=settings.REDIS_QUEUE_PORT,
         database=settings.REDIS_QUEUE_DB,
-        password=_password(settings),
+        password=password.get_secret_value() if password else None,
         conn_timeout=math.ceil(settings.REDIS_QUEUE_TIMEOUT),
         conn_retries=0,
     )
