@@ -83,10 +83,7 @@ class AppSettings(SettingsGroup):
     def _refuse_names(cls, value: str) -> str:
         for proxy in _names(value):
             if proxy != "*" and "FORWARDED_ALLOW_IPS" not in os.environ:  # uvicorn accepts more forms there
-                try:
-                    ip_network(proxy, strict=False)
-                except ValueError:
-                    raise ValueError("only addresses, networks and * are accepted") from None
+                ip_network(proxy, strict=False)
         return value
 
     @property
