@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any
 
 from pydantic_settings import BaseSettings
@@ -31,7 +31,7 @@ def connection_options(settings: BaseSettings, prefix: str, timeout: float) -> d
 
 
 class RedisServer:
-    """Use `client` inside `async with server.guard():`; it answers in time or raises `RedisUnavailableError`.
+    """Use `client` inside `async with server.guard():`; it answers in time or raises RedisUnavailableError.
 
     After a failure no command is sent for `PAUSE` seconds, so that an outage costs one slow request a second.
     """
@@ -73,14 +73,12 @@ class RedisServer:
 
         Waiting for a free slot is no outage: it means many requests, not a server that does not answer.
         """
-        if not probe and self._is_paused():
-            raise self._away()
+        self._refuse_in_pause(probe)
         async with self._slots:
-            if not probe and self._is_paused():
-                raise self._away()
+            self._refuse_in_pause(probe)
             self._next_try = time.monotonic() + self.PAUSE
             try:
-                async with asyncio.timeout(2 * self._timeout) if self._sends_many else nullcontext():
+                async with asyncio.timeout(2 * self._timeout if self._sends_many else None):
                     yield
             except (RedisError, OSError, TimeoutError) as error:
                 if not self._is_away:
@@ -94,8 +92,9 @@ class RedisServer:
                 self._is_away = False
                 self.back_since = time.monotonic()
 
-    def _is_paused(self) -> bool:
-        return self._is_away and time.monotonic() < self._next_try
+    def _refuse_in_pause(self, probe: bool) -> None:
+        if not self.is_open or (self._is_away and not probe and time.monotonic() < self._next_try):
+            raise self._away()
 
     def _away(self) -> RedisUnavailableError:
         return RedisUnavailableError(f"The {self.role} server is away: try again")
