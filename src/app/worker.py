@@ -1,8 +1,8 @@
 """The worker process: `arq app.worker.WorkerSettings`.
 
-The first argument of a job is its context; `async with ctx["transaction"]() as db:` opens a unit of work, and
-`await ctx["mailer"].send(Mail(…))` sends mail. A job runs at least once: one that failed, or that a worker was killed
-over, runs again, so a job should do no harm when repeated.
+The first argument of a job is its context: `async with ctx["transaction"]() as db:` opens a unit of work, and
+`await ctx["mailer"].send(Mail(…))` sends mail. A job runs again if it fails or its worker is killed, so a repetition
+should do no harm.
 """
 
 import asyncio
@@ -18,7 +18,15 @@ from app.core.logger import setup_logging
 from app.core.mail import Mail, mailer_for
 from app.core.models import now
 from app.core.queue import deserialize, serialize
-from app.core.queue.worker import JobLeases, hide_arguments, patient_queue, queue_address, retried
+from app.core.queue.worker import (
+    give_up_lease,
+    hide_arguments,
+    patient_queue,
+    queue_address,
+    renew_leases,
+    retried,
+    take_lease,
+)
 from app.core.security import hash_of, new_secret
 from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_sessions import crud_sessions
@@ -39,7 +47,9 @@ async def send_password_reset(ctx: dict[str, Any], email: str) -> None:
     expires_at = now() + timedelta(minutes=settings.PASSWORD_RESET_MINUTES)
     async with ctx["transaction"]() as db:
         user = await crud_users.get(db, ["id"], email=email, is_deleted=False)
-        if user is None or _is_unclaimed(email):
+        # The owner of the domain in the first superuser's default address must not get in.
+        is_default = email == DEFAULT_ADMIN_EMAIL and settings.ENVIRONMENT is not EnvironmentOption.LOCAL
+        if user is None or is_default:
             return
         await crud_password_resets.issue(db, user["id"], email, hash_of(token), expires_at)
     url = settings.PASSWORD_RESET_URL
@@ -49,11 +59,6 @@ async def send_password_reset(ctx: dict[str, Any], email: str) -> None:
         f"It works once, within {settings.PASSWORD_RESET_MINUTES} minutes. If it was not you, do nothing.\n"
     )
     await ctx["mailer"].send(Mail(to=email, subject=f"Your password at {settings.APP_NAME}", text=text))
-
-
-def _is_unclaimed(email: str) -> bool:
-    """Tell whether this is the default address of the first superuser: the owner of that domain must not get in."""
-    return email == DEFAULT_ADMIN_EMAIL and settings.ENVIRONMENT is not EnvironmentOption.LOCAL
 
 
 async def purge_expired(ctx: dict[str, Any]) -> None:
@@ -71,19 +76,11 @@ async def startup(ctx: dict[str, Any]) -> None:
     logging.getLogger("arq.worker").addFilter(hide_arguments)
     ctx["transaction"] = transaction
     ctx["mailer"] = mailer_for(settings)
-    ctx["leases"] = JobLeases(ctx["redis"])
-
-
-async def job_start(ctx: dict[str, Any]) -> None:
-    await ctx["leases"].take(ctx["job_id"])
-
-
-async def after_job_end(ctx: dict[str, Any]) -> None:
-    ctx["leases"].give_up(ctx["job_id"])
+    ctx["renewal"] = asyncio.create_task(renew_leases(ctx["redis"]))
 
 
 async def shutdown(ctx: dict[str, Any]) -> None:
-    ctx["leases"].close()
+    ctx["renewal"].cancel()
     await default_engines.close()
 
 
@@ -93,8 +90,8 @@ class WorkerSettings:
     functions = (sample_background_task, send_password_reset)
     cron_jobs = (cron(purge_expired, minute={*range(0, 60, 10)}),)
     on_startup = startup
-    on_job_start = job_start
-    after_job_end = after_job_end
+    on_job_start = take_lease
+    after_job_end = give_up_lease
     on_shutdown = shutdown
     redis_pool = patient_queue(settings)
     redis_settings = queue_address(settings)  # for `arq --check`

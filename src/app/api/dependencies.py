@@ -133,7 +133,7 @@ async def limit_sign_ups(request: Request) -> None:
 async def rate_limiter(request: Request, user: OptionalUser) -> None:
     """Refuse requests beyond the limit of the user's tier on this route, or beyond the default limit."""
     settings, limiter = settings_of(request), limiter_of(request)
-    if not limiter.is_open:
+    if not limiter.server.is_open:
         return
     path = sanitize_path(route_template(request))
     client = f"user:{user['id']}" if user else f"address:{client_address(request, settings)}"

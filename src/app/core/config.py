@@ -10,7 +10,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SRC = Path(__file__).resolve().parents[2]
@@ -44,8 +44,15 @@ def _names(value: str) -> list[str]:
     return [name for name in map(str.strip, value.split(",")) if name]
 
 
-def _absent_if_blank(value: object) -> object:
-    return None if isinstance(value, str) and not value.strip() else value
+def _each_matches(pattern: str, accepted: str) -> AfterValidator:
+    """Check each part of a comma-separated setting; `accepted` says in the error what a part may be."""
+
+    def check(value: str) -> str:
+        if not all(re.fullmatch(pattern, name) for name in _names(value)):
+            raise ValueError(f"only {accepted} are accepted")
+        return value
+
+    return AfterValidator(check)
 
 
 class EnvironmentOption(StrEnum):
@@ -76,10 +83,7 @@ class AppSettings(SettingsGroup):
     def _refuse_names(cls, value: str) -> str:
         for proxy in _names(value):
             if proxy != "*" and "FORWARDED_ALLOW_IPS" not in os.environ:  # uvicorn accepts more forms there
-                try:
-                    ip_network(proxy, strict=False)
-                except ValueError:
-                    raise ValueError("only addresses, networks and * can be named") from None
+                ip_network(proxy, strict=False)
         return value
 
     @property
@@ -107,7 +111,7 @@ class PostgresSettings(SettingsGroup):
 
 
 class CryptSettings(SettingsGroup):
-    SECRET_KEY: Annotated[SecretStr | None, BeforeValidator(_absent_if_blank)] = None
+    SECRET_KEY: SecretStr = SecretStr("")
     ALGORITHM: Literal["HS256", "HS384", "HS512"] = "HS256"
     ACCESS_TOKEN_EXPIRE_MINUTES: int = Field(30, gt=0)
     BCRYPT_COST: int = Field(12, ge=4, le=31)
@@ -115,26 +119,26 @@ class CryptSettings(SettingsGroup):
 
     @property
     def secret_key(self) -> str:
-        """The key that signs tokens; present in every environment once the settings are accepted."""
-        if self.SECRET_KEY is None:
-            raise ValueError("SECRET_KEY is not set")
+        """The key that signs tokens; never empty once the settings are accepted."""
         return self.SECRET_KEY.get_secret_value()
 
     @model_validator(mode="after")
     def _refuse_weak_key(self) -> Self:
+        key = self.secret_key
         if getattr(self, "ENVIRONMENT", EnvironmentOption.LOCAL) is EnvironmentOption.LOCAL:
-            if self.SECRET_KEY is None or self.secret_key.startswith("#"):  # some readers of .env keep comments
+            if not key.strip() or key.startswith("#"):  # some readers of .env keep comments
                 self.SECRET_KEY = SecretStr(secrets.token_hex(32))
                 logging.getLogger(__name__).warning("SECRET_KEY is not set: tokens are valid in this process only")
             return self
-        advice = "put the output of `openssl rand -hex 32` there"
-        if self.SECRET_KEY is None:
-            raise ValueError(f"SECRET_KEY is missing: {advice}")
-        key = self.secret_key
-        if len(key.encode()) < 32:
-            raise ValueError(f"SECRET_KEY is shorter than 32 bytes: {advice}")
-        if len(set(key)) < 8 or any(word in key.lower() for word in _PLACEHOLDERS):
-            raise ValueError(f"SECRET_KEY is a placeholder: {advice}")
+        fault = None
+        if not key.strip():
+            fault = "missing"
+        elif len(key.encode()) < 32:
+            fault = "shorter than 32 bytes"
+        elif len(set(key)) < 8 or any(word in key.lower() for word in _PLACEHOLDERS):
+            fault = "a placeholder"
+        if fault is not None:
+            raise ValueError(f"SECRET_KEY is {fault}: put the output of `openssl rand -hex 32` there")
         return self
 
 
@@ -163,9 +167,13 @@ class AbuseLimitSettings(SettingsGroup):
 
 
 class WebSecuritySettings(SettingsGroup):
-    CORS_ORIGINS: str = ""
+    CORS_ORIGINS: Annotated[
+        str, _each_matches(r"\*|https?://[^/\s*]+", "origins without a path, such as https://app.example.com, and *")
+    ] = ""
     """Origins whose pages may call the API, comma-separated, or `*`; empty: no other origin."""
-    ALLOWED_HOSTS: str = ""
+    ALLOWED_HOSTS: Annotated[
+        str, _each_matches(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", "names without scheme and port, and *")
+    ] = ""
     """Accepted Host names, comma-separated; `*.example.com` for all names below; empty: any."""
     HSTS_MAX_AGE: int = Field(365 * 24 * 3600, ge=0)
     """Seconds for which browsers use HTTPS only (Strict-Transport-Security), outside `local`."""
@@ -177,26 +185,6 @@ class WebSecuritySettings(SettingsGroup):
     @property
     def allowed_hosts(self) -> list[str]:
         return _names(self.ALLOWED_HOSTS.lower())
-
-    @field_validator("CORS_ORIGINS")
-    @classmethod
-    def _refuse_other_than_origins(cls, value: str) -> str:
-        for origin in _names(value):
-            if not re.fullmatch(r"\*|https?://[^/\s*]+", origin):
-                raise ValueError(
-                    "only origins as browsers send them can be named, such as https://app.example.com, or *"
-                )
-        return value
-
-    @field_validator("ALLOWED_HOSTS")
-    @classmethod
-    def _refuse_other_than_hosts(cls, value: str) -> str:
-        for host in _names(value):
-            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host):
-                raise ValueError(
-                    "only names without scheme and port can be named, such as api.example.com, *.example.com"
-                )
-        return value
 
 
 class MailSettings(SettingsGroup):

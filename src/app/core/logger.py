@@ -10,8 +10,8 @@ from pathlib import Path
 
 LOG_FILE = Path(__file__).resolve().parents[1] / "logs" / "app.log"
 MAX_BYTES = 10 * 1024 * 1024
+FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-_LINE = "app.line"
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
 
 
@@ -19,13 +19,6 @@ class KeyValueFormatter(logging.Formatter):
     """`time level logger event key=value …`; values are JSON, so that no value can forge a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: str | None = getattr(record, _LINE, None)
-        if line is None:  # the other handler has not formatted the record yet
-            line = self._format(record)
-            setattr(record, _LINE, line)
-        return line
-
-    def _format(self, record: logging.LogRecord) -> str:
         values = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if (current := request_id.get()) != "-":
             values["request_id"] = current
@@ -74,9 +67,7 @@ def setup_logging() -> None:
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "formatters": {
-                "key_value": {"()": KeyValueFormatter, "format": "%(asctime)s %(levelname)s %(name)s %(message)s"}
-            },
+            "formatters": {"key_value": {"()": KeyValueFormatter, "format": FORMAT}},
             "handlers": handlers,
             "loggers": {"app": logger, "arq": logger},
         }

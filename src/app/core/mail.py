@@ -4,7 +4,7 @@ import sys
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import localtime, make_msgid
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import aiosmtplib
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -22,21 +22,25 @@ class Mail(BaseModel):
     text: str
 
 
-class Mailer(Protocol):
-    async def send(self, mail: Mail) -> None:
-        """Hand the mail over; raises when the server refuses it, so that the job is retried."""
+class Mailer:
+    """Send mail by SMTP, or print it where the settings name no server."""
 
-
-class SMTPMailer:
-    def __init__(self, host: str, settings: MailSettings) -> None:
-        self._host = host
+    def __init__(self, settings: MailSettings) -> None:
         self._settings = settings
 
     async def send(self, mail: Mail) -> None:
+        """Hand the mail over; raises when the server refuses it, so that the job is retried."""
         settings = self._settings
+        message = _message(mail, settings.MAIL_FROM)
+        if not settings.SMTP_HOST:
+            # Standard output, not the log: mail may hold secrets.
+            headers = "".join(f"{name}: {value}\n" for name, value in message.items())
+            sys.stdout.write(f"\n{headers}\n{mail.text}\n\n")
+            sys.stdout.flush()
+            return
         await aiosmtplib.send(
-            _message(mail, settings.MAIL_FROM),
-            hostname=self._host,
+            message,
+            hostname=settings.SMTP_HOST,
             port=settings.SMTP_PORT,
             username=settings.SMTP_USER,
             password=settings.SMTP_PASSWORD.get_secret_value() if settings.SMTP_PASSWORD else None,
@@ -46,26 +50,9 @@ class SMTPMailer:
         )
 
 
-class ConsoleMailer:
-    """Print mail to standard output instead of sending it. The log gets none, since mail may hold secrets."""
-
-    def __init__(self, sender: str) -> None:
-        self._sender = sender
-
-    async def send(self, mail: Mail) -> None:
-        message = _message(mail, self._sender)
-        headers = "".join(f"{name}: {value}\n" for name, value in message.items())
-        sys.stdout.write(f"\n{headers}\n{mail.text}\n\n")
-        sys.stdout.flush()
-
-
 def mailer_for(settings: BaseSettings) -> Mailer | None:
-    """SMTP where a server is named, else the console in `local`; None where no mail can be sent."""
-    if not isinstance(settings, MailSettings) or not settings.sends_mail:
-        return None
-    if settings.SMTP_HOST:
-        return SMTPMailer(settings.SMTP_HOST, settings)
-    return ConsoleMailer(settings.MAIL_FROM)
+    """Return the mailer, or None where no mail can be sent."""
+    return Mailer(settings) if isinstance(settings, MailSettings) and settings.sends_mail else None
 
 
 def _message(mail: Mail, sender: str) -> EmailMessage:

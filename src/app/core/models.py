@@ -47,7 +47,7 @@ RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 def normalized_email(address: str) -> str:
-    """The address in lower case; ValueError when it is none."""
+    """Return the address in lower case; raises ValueError if it is none."""
     try:
         # Of the reserved top-level domains only `.test` is accepted.
         return validate_email(address, check_deliverability=False, test_environment=True).normalized.lower()
@@ -67,7 +67,7 @@ class InputSchema(BaseModel):
     def _refuse_very_many_fields(cls, body: object) -> object:
         # Each unknown field costs an error in the answer: 100,000 of them would keep a processor busy.
         if isinstance(body, dict) and len(body) > cls.MAX_FIELDS:
-            raise PydanticCustomError("too_many_fields", "The body has more fields than any that is known here")
+            raise PydanticCustomError("too_many_fields", "The body has too many fields")
         return body
 
 

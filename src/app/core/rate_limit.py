@@ -58,19 +58,9 @@ class RateLimiter:
         self.server = RedisServer("rate limit")
         self._fail_open = True
 
-    @property
-    def is_open(self) -> bool:
-        return self.server.is_open
-
     def open(self, settings: RedisRateLimiterSettings) -> None:
         self._fail_open = settings.RATE_LIMIT_FAIL_OPEN
-        self.server.open(
-            settings.REDIS_RATE_LIMIT_HOST,
-            settings.REDIS_RATE_LIMIT_PORT,
-            settings.REDIS_RATE_LIMIT_DB,
-            settings.REDIS_RATE_LIMIT_PASSWORD,
-            settings.REDIS_RATE_LIMIT_TIMEOUT,
-        )
+        self.server.open(settings, "REDIS_RATE_LIMIT", settings.REDIS_RATE_LIMIT_TIMEOUT)
 
     async def hit(self, key: str, limit: int, period: int) -> Quota | None:
         """Count a request under `key` if fewer than `limit` passed in the last `period` seconds.
@@ -78,8 +68,6 @@ class RateLimiter:
         None, and thus a pass, without a limiter or when its server is away; with RATE_LIMIT_FAIL_OPEN off,
         RedisUnavailableError.
         """
-        if not self.is_open:
-            return None
         try:
             async with self.server.guard():
                 answer = await self.server.script(_SCRIPT)([f"rate_limit:{key}"], [limit, period])
@@ -98,15 +86,11 @@ class RateLimiter:
 
     async def remember(self, key: str, seconds: int) -> None:
         """Let `remembers` return True for `seconds`."""
-        if not self.is_open:
-            return
         with contextlib.suppress(RedisUnavailableError):
             async with self.server.guard():
                 await self.server.client.set(f"remembered:{key}", b"", ex=seconds)
 
     async def remembers(self, key: str) -> bool:
-        if not self.is_open:
-            return False
         try:
             async with self.server.guard():
                 return bool(await self.server.client.exists(f"remembered:{key}"))

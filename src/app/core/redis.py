@@ -5,10 +5,10 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any
 
-from pydantic import SecretStr
+from pydantic_settings import BaseSettings
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
@@ -17,8 +17,21 @@ from app.core.exceptions import RedisUnavailableError
 logger = logging.getLogger(__name__)
 
 
+def connection_options(settings: BaseSettings, prefix: str, timeout: float) -> dict[str, Any]:
+    """Return the arguments of a redis-py pool from the settings `{prefix}_HOST`, `{prefix}_PORT` and so on."""
+    host, port, db, password = (getattr(settings, f"{prefix}_{name}") for name in ("HOST", "PORT", "DB", "PASSWORD"))
+    return {
+        "host": host,
+        "port": port,
+        "db": db,
+        "password": password.get_secret_value() if password else None,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+    }
+
+
 class RedisServer:
-    """Use `client` inside `async with server.guard():`; it answers in time or raises `RedisUnavailableError`.
+    """Use `client` inside `async with server.guard():`; it answers in time or raises RedisUnavailableError.
 
     After a failure no command is sent for `PAUSE` seconds, so that an outage costs one slow request a second.
     """
@@ -39,19 +52,11 @@ class RedisServer:
         self._next_try = -math.inf
         self._scripts: dict[str, Callable[..., Awaitable[Any]]] = {}
 
-    def open(self, host: str, port: int, db: int, password: SecretStr | None, timeout: float) -> None:
+    def open(self, settings: BaseSettings, prefix: str, timeout: float) -> None:
         """Prepare the client; connections are made when they are needed. `timeout` is in seconds."""
+        options = connection_options(settings, prefix, timeout)
         # Unlike ConnectionPool this one opens connections concurrently, which matters while the server is away.
-        pool = BlockingConnectionPool(
-            max_connections=self.MAX_CONNECTIONS,
-            timeout=None,
-            host=host,
-            port=port,
-            db=db,
-            password=password.get_secret_value() if password else None,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-        )
+        pool = BlockingConnectionPool(max_connections=self.MAX_CONNECTIONS, timeout=None, **options)
         self.client = Redis(connection_pool=pool)
         self._timeout = timeout
         self._scripts.clear()
@@ -68,14 +73,12 @@ class RedisServer:
 
         Waiting for a free slot is no outage: it means many requests, not a server that does not answer.
         """
-        if not probe and self._is_paused():
-            raise self._away()
+        self._refuse_in_pause(probe)
         async with self._slots:
-            if not probe and self._is_paused():
-                raise self._away()
+            self._refuse_in_pause(probe)
             self._next_try = time.monotonic() + self.PAUSE
             try:
-                async with asyncio.timeout(2 * self._timeout) if self._sends_many else nullcontext():
+                async with asyncio.timeout(2 * self._timeout if self._sends_many else None):
                     yield
             except (RedisError, OSError, TimeoutError) as error:
                 if not self._is_away:
@@ -89,8 +92,9 @@ class RedisServer:
                 self._is_away = False
                 self.back_since = time.monotonic()
 
-    def _is_paused(self) -> bool:
-        return self._is_away and time.monotonic() < self._next_try
+    def _refuse_in_pause(self, probe: bool) -> None:
+        if not self.is_open or (self._is_away and not probe and time.monotonic() < self._next_try):
+            raise self._away()
 
     def _away(self) -> RedisUnavailableError:
         return RedisUnavailableError(f"The {self.role} server is away: try again")

@@ -35,5 +35,5 @@ async def run_jobs(
     try:
         await worker.async_run()
     finally:
-        worker.ctx["leases"].close()
+        worker.ctx["renewal"].cancel()
     return worker

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from app.core.config import settings
+from app.core.config import RedisCacheSettings, settings
 from app.core.exceptions import DatabaseUnavailableError, RedisUnavailableError
 from app.core.redis import RedisServer
 from app.models.user import User
@@ -286,7 +286,7 @@ class TestQueue:
 async def test_pause_follows_each_try_of_any_length() -> None:
     """Otherwise each request would try the server in turn, and wait for the timeout."""
     server = RedisServer("test")
-    server.open(HOST, free_port(), 0, None, 1)
+    server.open(RedisCacheSettings(REDIS_CACHE_HOST=HOST, REDIS_CACHE_PORT=free_port()), "REDIS_CACHE", 1)
     tries = 0
 
     async def slow_try() -> None:

@@ -58,9 +58,9 @@ PRIVATE = {
 }
 OVERRIDES = {
     # Methods that the library documents for overriding, or overrides that keep the documented meaning.
-    "ArqJob.__init__", "FairPool.__init__", "JobPipeline.__init__",
+    "ArqJob.__init__", "FairPool.__init__",
     "JobPipeline.reset", "JobPipeline.set", "JobQueue.__init__", "JobQueue.enqueue_job", "JobQueue.pipeline",
-    "KeyValueFormatter.format", "_PatientRetry.__init__",
+    "KeyValueFormatter.format",
 }  # fmt: skip
 SCOPE_KEYS = {
     "app", "client", "headers", "method", "path", "path_params", "query_string", "root_path", "route", "type",

@@ -50,7 +50,6 @@ def cache(
             resource_id_type,
             to_invalidate_extra or {},
             pattern_to_invalidate_extra or (),
-            expiration,
         )
 
         @functools.wraps(endpoint)

@@ -28,10 +28,8 @@ class CacheOptions:
         resource_id_type: type,
         extra_keys: Mapping[str, str],
         extra_patterns: Iterable[str],
-        expiration: int,
     ) -> None:
         self.endpoint = endpoint
-        self.expiration = expiration
         self._hints = get_type_hints(endpoint)
         self._parameters = inspect.signature(endpoint).parameters
         self.request_name = self._find_request()
@@ -53,7 +51,7 @@ class CacheOptions:
         return [template.format_map(arguments) for template in (self.key_template, *self.extra_key_templates)]
 
     def patterns(self, arguments: Mapping[str, Any]) -> list[str]:
-        escaped = {name: _escape(str(arguments[name])) for name in self._pattern_names}
+        escaped = {name: _GLOB.sub(r"\\\1", str(arguments[name])) for name in self._pattern_names}
         return [template.format_map(escaped) for template in self.extra_pattern_templates]
 
     @functools.cache  # noqa: B019  (one object per decorated endpoint, alive as long as the process)
@@ -97,10 +95,6 @@ class CacheOptions:
                 raise InvalidRequestError(f"{self.endpoint.__name__}: {{{name}}} in {template!r} is no parameter")
             names.append(name)
         return names
-
-
-def _escape(value: str) -> str:
-    return value if value.isalnum() else _GLOB.sub(r"\\\1", value)
 
 
 def depends_on_caller(dependant: Dependant) -> bool:

@@ -22,8 +22,7 @@ def prepare_cached_routes(app: FastAPI) -> None:
     early = set[Any]()
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        options = cache_options(route) if isinstance(route, APIRoute) else None
-        if not isinstance(route, APIRoute) or options is None:
+        if not isinstance(route, APIRoute) or (options := cache_options(route)) is None:
             continue
         for method in route.methods or ():
             options.check_method(method)
@@ -47,6 +46,6 @@ def _check_answer(route: APIRoute, answers: Any) -> None:
     elif isinstance(answers, type) and not issubclass(answers, JSONResponse):
         fault = f"@cache stores JSON, but the route answers with {answers.__name__}"
     elif route.dependant.response_param_name is not None:
-        fault = "what it sets on its `Response` would be lost where the answer is stored"
+        fault = "@cache does not store the headers and cookies that it sets on its `Response`"
     if fault is not None:
         raise InvalidRequestError(f"{route.name}: {fault}")

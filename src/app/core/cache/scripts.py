@@ -1,7 +1,7 @@
 """The Lua scripts of the cache: each is one atomic step on the server.
 
-Each key is listed in an index, a sorted set by expiry that is named by the key's part before the first colon; the
-indexes are listed in `INDEXES`. A key is served only while it is listed.
+An index is a sorted set of keys by expiry, named by their part before the first colon. `INDEXES` lists the indexes.
+A key is served only while its index lists it, and `INDEXES` the index.
 """
 
 INDEX = "@cache:index:"
@@ -35,8 +35,8 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return false
 """
 
-# Part of the two scripts below: removes keys, and an index without keys from INDEXES (KEYS[1]), so that requests for
-# names that do not exist cannot fill the server with indexes.
+# Part of the two scripts below: removes keys. It also removes an empty index from INDEXES (KEYS[1]): requests for names
+# that do not exist must not fill the server with indexes.
 _UNLIST = """
 local function unlist(index, keys)
   redis.call('UNLINK', unpack(keys))
@@ -55,12 +55,12 @@ elseif not value or value == ARGV[1] then
 end
 """
 
-# KEYS: INDEXES, then the index of each key or pattern. ARGV: for each a key and '', or a pattern and the cursor in the
-# index ('0' at first). Returns the next cursors; '0' at the end.
+# KEYS: INDEXES, then the index of each key or pattern. ARGV: the keys and patterns, then a cursor for each: '' for a
+# key, the position in the index for a pattern ('0' at first). Returns the next cursors; '0' at the end.
 REMOVE = f"""{_UNLIST}
 local next = {{}}
 for i = 2, #KEYS do
-  local index, found, cursor = KEYS[i], {{ARGV[2 * i - 3]}}, ARGV[2 * i - 2]
+  local index, found, cursor = KEYS[i], {{ARGV[i - 1]}}, ARGV[#KEYS + i - 2]
   if cursor ~= '' then
     local page = redis.pcall('ZSCAN', index, cursor, 'MATCH', found[1], 'COUNT', 1000)
     cursor, found = page[1] or '0', {{}}

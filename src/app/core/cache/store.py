@@ -1,4 +1,4 @@
-"""Stored answers on one Redis server, which are not older than a write that has answered on the same database.
+"""Stored answers on one Redis server. Once a write has answered, no older answer is served.
 
 On a miss the request stores a *lease* under the key, reads the database, and stores its answer only if that lease is
 still there. A write removes keys after its commit, leases included, so nothing read before the commit is stored after
@@ -7,7 +7,6 @@ it. A request that finds another's lease waits for that answer: concurrent misse
 
 import asyncio
 import hashlib
-import itertools
 import math
 import os
 import re
@@ -43,12 +42,6 @@ class CacheStore:
     def __init__(self) -> None:
         self.server = RedisServer("cache")
         self._removals = RedisServer("cache invalidation", sends_many=True)
-        self._must_clear = False
-        self._clearing: asyncio.Task[None] | None = None
-        self._distrust_seconds = 0.0
-        self._process = b""
-        self._numbers = itertools.count()
-        self._seal_key = b""
 
     @property
     def is_open(self) -> bool:
@@ -56,21 +49,14 @@ class CacheStore:
 
     def open(self, settings: RedisCacheSettings, secret_key: str) -> None:
         """Prepare the connections. `secret_key` seals the answers, so that only this service's are served."""
-        address = (
-            settings.REDIS_CACHE_HOST,
-            settings.REDIS_CACHE_PORT,
-            settings.REDIS_CACHE_DB,
-            settings.REDIS_CACHE_PASSWORD,
-        )
-        self.server.open(*address, settings.REDIS_CACHE_TIMEOUT)
-        self._removals.open(*address, settings.REDIS_CACHE_REMOVAL_TIMEOUT)
+        self.server.open(settings, "REDIS_CACHE", settings.REDIS_CACHE_TIMEOUT)
+        self._removals.open(settings, "REDIS_CACHE", settings.REDIS_CACHE_REMOVAL_TIMEOUT)
         # After an outage every worker must have the time to clear what it could not remove.
         self._distrust_seconds = settings.REDIS_CACHE_REMOVAL_TIMEOUT + 1.0
-        self._process = os.urandom(12)  # here, not at import: gunicorn may fork after it
         self._seal_key = hashlib.blake2b(secret_key.encode(), person=b"cached answers").digest()
         # The previous process may have been killed during a removal, or have ended while the server was away.
         self._must_clear = True
-        self._clearing = asyncio.create_task(self._clear())
+        self._clearing: asyncio.Task[None] | None = asyncio.create_task(self._clear())
 
     async def close(self) -> None:
         if self._clearing is not None:
@@ -80,7 +66,7 @@ class CacheStore:
 
     def new_lease(self) -> bytes:
         """A value that no other request, in whichever process, stores under a key."""
-        return b"%b%b%x" % (_LEASE, self._process, next(self._numbers))
+        return _LEASE + os.urandom(16)
 
     async def fetch(self, key: str, lease: bytes, expiration: int) -> bytes | None:
         """Return the stored answer, or None and the right to store one under `lease`.
@@ -158,17 +144,15 @@ class CacheStore:
             raise RedisUnavailableError("The cache server has just been away")
 
     async def _clear(self) -> None:
-        try:
-            while self._must_clear:
-                self._must_clear = False
-                try:
-                    async with self._removals.guard(probe=True):
-                        await self._removals.client.delete(INDEXES)  # a key that is not listed is not served
-                except RedisUnavailableError:
-                    self._must_clear = True
-                    await asyncio.sleep(self.RETRY_SECONDS)
-        finally:
-            self._clearing = None
+        while self._must_clear:
+            self._must_clear = False
+            try:
+                async with self._removals.guard(probe=True):
+                    await self._removals.client.delete(INDEXES)  # a key that is not listed is not served
+            except RedisUnavailableError:
+                self._must_clear = True
+                await asyncio.sleep(self.RETRY_SECONDS)
+        self._clearing = None
 
     async def _remove(self, keys: Iterable[str], patterns: Iterable[str]) -> None:
         left = [(_index(key), key, b"") for key in keys]
@@ -176,14 +160,10 @@ class CacheStore:
             left += [(index, pattern, b"0") for index in await self._indexes_of(pattern)]
         remove = self._removals.script(REMOVE)
         while left:
-            batch, left = left[:_BATCH], left[_BATCH:]
-            indexes = [index for index, _, _ in batch]
-            cursors = await remove([INDEXES, *indexes], [word for _, name, cursor in batch for word in (name, cursor)])
-            left += [
-                (index, name, cursor)
-                for (index, name, _), cursor in zip(batch, cursors, strict=True)
-                if cursor not in (b"", b"0")
-            ]
+            indexes, names, cursors = zip(*left[:_BATCH], strict=True)
+            cursors = await remove([INDEXES, *indexes], [*names, *cursors])
+            unfinished = [each for each in zip(indexes, names, cursors, strict=True) if each[2] not in (b"", b"0")]
+            left = left[_BATCH:] + unfinished
 
     async def _indexes_of(self, pattern: str) -> list[str]:
         """The indexes that may list matches of the pattern: one, if its literal start names it, or all."""

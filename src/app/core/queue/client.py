@@ -40,7 +40,9 @@ class JobQueue(ArqRedis):
         """The keys that mark the jobs of this process as in progress."""
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> JobPipeline:
-        return JobPipeline(self.running, self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipe = JobPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipe.running = self.running
+        return pipe
 
     async def enqueue_job(
         self,
@@ -56,7 +58,7 @@ class JobQueue(ArqRedis):
     ) -> Job | None:
         """Enqueue as arq does, but in one step: None means that a job of this id exists, and nothing else."""
         if _defer_until and _defer_by:
-            raise ValueError("name the moment or the delay, not both")
+            raise ValueError("give _defer_until or _defer_by, not both")
         job_id = _job_id or uuid4().hex
         queue = _queue_name or self.default_queue_name
         now = timestamp_ms()
@@ -86,13 +88,7 @@ class QueueClient:
 
     def open(self, settings: RedisQueueSettings) -> None:
         """Prepare `pool`; unlike arq's `create_pool` this works before the server is up."""
-        self.server.open(
-            settings.REDIS_QUEUE_HOST,
-            settings.REDIS_QUEUE_PORT,
-            settings.REDIS_QUEUE_DB,
-            settings.REDIS_QUEUE_PASSWORD,
-            settings.REDIS_QUEUE_TIMEOUT,
-        )
+        self.server.open(settings, "REDIS_QUEUE", settings.REDIS_QUEUE_TIMEOUT)
         self.pool = JobQueue(self.server.client.connection_pool)
         _open_clients.append(self)
 

@@ -17,12 +17,8 @@ from app.core.queue.serialization import deserialize, serialize
 
 
 class JobPipeline(Pipeline):
-    """`running` holds the keys that mark the jobs of this process as in progress."""
-
-    def __init__(self, running: set[str], *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._running = running
-        self._reads: list[tuple[tuple[Any, ...], Any]] = []
+    running: set[str]
+    """The keys that mark the jobs of this process as in progress."""
 
     def set(self, name: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Keep a failed job in the transaction in which arq stores its result and takes it off the queue."""
@@ -42,7 +38,7 @@ class JobPipeline(Pipeline):
         If a repeated read has another result, return None: arq then leaves the job to another worker.
         """
         if args[0] == "WATCH":
-            self._reads.clear()
+            self._reads: list[tuple[tuple[Any, ...], Any]] = []
         while True:
             try:
                 answer = await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
@@ -53,7 +49,7 @@ class JobPipeline(Pipeline):
                         return None
         self._reads.append((args, answer))
         # A pause of the server outlasts the mark of a job that runs here; arq would start the job a second time.
-        return 1 if args[0] == "EXISTS" and args[1] in self._running else answer
+        return 1 if args[0] == "EXISTS" and args[1] in self.running else answer
 
     async def reset(self) -> None:
         """Close the connection when UNWATCH gets no answer, which ends the watch as well."""

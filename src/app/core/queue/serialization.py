@@ -3,17 +3,15 @@
 import json
 from typing import Any
 
+deserialize = json.loads
+
 
 def serialize(value: Any) -> bytes:
     """Encode a job or a result; an exception becomes its class and message."""
     return json.dumps(value, default=_encode).encode()
 
 
-def deserialize(data: bytes) -> Any:
-    return json.loads(data)
-
-
 def _encode(value: Any) -> str:
     if isinstance(value, BaseException):
         return f"{type(value).__name__}: {value}"
-    raise TypeError(f"{type(value).__name__} cannot travel through the queue: pass what JSON knows")
+    raise TypeError(f"{type(value).__name__} cannot be sent through the queue: it must be JSON")

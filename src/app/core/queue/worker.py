@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, ClassVar, TypeVar
@@ -25,6 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.core.config import RedisQueueSettings
 from app.core.queue.client import JobQueue
+from app.core.redis import connection_options
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ LONGEST_DELAY = 3600
 _IS_RETRIED = "is_retried"
 TIME_TO_STOP = 10
 """Seconds between a job's timeout and the moment when arq interrupts it once more."""
+SHORTEST_RESULT = 0.001
+"""Seconds to keep a result in place of 0: a failed job is recognised when its result is stored."""
 
 
 def retried(delay: float) -> Callable[[SettingsT], SettingsT]:
@@ -48,18 +51,13 @@ def retried(delay: float) -> Callable[[SettingsT], SettingsT]:
     """
 
     def decorate(settings: SettingsT) -> SettingsT:
+        changed: Any = settings
         given = vars(settings)
-        policy = partial(
-            _with_policy, timeout=given.get("job_timeout", 300), tries=given.get("max_tries", 5), delay=delay
-        )
-        functions: Sequence[Any] = given.get("functions", ())
-        changed = {
-            "functions": tuple(policy(func(function)) for function in functions),
-            "cron_jobs": tuple(map(policy, given.get("cron_jobs") or ())),
-            "keep_result": _shortly(given.get("keep_result", 3600)),
-        }
-        for name, value in changed.items():
-            setattr(settings, name, value)
+        timeout, tries = given.get("job_timeout", 300), given.get("max_tries", 5)
+        policy = partial(_with_policy, timeout=timeout, tries=tries, delay=delay)
+        changed.functions = tuple(policy(func(function)) for function in given.get("functions", ()))
+        changed.cron_jobs = tuple(map(policy, given.get("cron_jobs") or ()))
+        changed.keep_result = given.get("keep_result", 3600) or SHORTEST_RESULT
         return settings
 
     return decorate
@@ -76,13 +74,8 @@ def _with_policy(job: JobT, *, timeout: float, tries: int, delay: float) -> JobT
         timeout_s=own_timeout + TIME_TO_STOP,
         # arq counts runs that were lost with their worker, too: leave room for them above the tries of the job.
         max_tries=max(own_tries, tries),
-        keep_result_s=None if job.keep_result_s is None else _shortly(job.keep_result_s),
+        keep_result_s=None if job.keep_result_s is None else job.keep_result_s or SHORTEST_RESULT,
     )
-
-
-def _shortly(seconds: float) -> float:
-    """The time to keep a result: never 0, since a failed job is recognised when its result is stored."""
-    return seconds or 0.001
 
 
 def _tried(job: WorkerCoroutine, timeout: float, tries: int, delay: float) -> WorkerCoroutine:
@@ -90,13 +83,13 @@ def _tried(job: WorkerCoroutine, timeout: float, tries: int, delay: float) -> Wo
     async def run(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return await _in_time(job(ctx, *args, **kwargs), timeout)
+        except Retry as error:
+            if ctx["job_try"] >= tries:
+                raise JobExecutionFailed("wants to run again, but has no try left") from error
+            raise
         except Exception as error:
             number = ctx["job_try"]
             if number >= tries:
-                if isinstance(error, Retry):
-                    raise JobExecutionFailed("wants to run again, but has no try left") from error
-                raise
-            if isinstance(error, Retry):
                 raise
             seconds = min(delay * 2.0 ** min(number - 1, 20), LONGEST_DELAY) * random.uniform(1, 1.2)  # noqa: S311
             values = {"job_id": ctx["job_id"], "job_try": number, "tries": tries, "seconds": round(seconds, 3)}
@@ -123,24 +116,21 @@ class _PatientRetry(CommandRetry):
 
     worker: ClassVar[asyncio.Task[Any] | None] = None
 
-    def __init__(self) -> None:
-        super().__init__(ExponentialBackoff(cap=1.0, base=0.1), retries=-1)
-
     async def call_with_retry(self, do: Callable[[], Awaitable[T]], fail: Callable[[RedisError], Any]) -> T:
-        told = False
+        logged = False
         if self.worker is None:  # the first command comes from arq's main task
             _PatientRetry.worker = asyncio.current_task()
 
-        async def fail_and_tell(error: RedisError) -> None:
-            nonlocal told
+        async def log_and_fail(error: RedisError) -> None:
+            nonlocal logged
             if self.worker is not None and self.worker.done():
                 raise error
-            if not told:
-                told = True
+            if not logged:
+                logged = True
                 logger.warning("the worker waits for its queue", extra={"error": f"{type(error).__name__}: {error}"})
             await fail(error)
 
-        return await super().call_with_retry(do, fail_and_tell)
+        return await super().call_with_retry(do, log_and_fail)
 
 
 class _PatientPool(ConnectionPool):
@@ -151,82 +141,65 @@ class _PatientPool(ConnectionPool):
         await connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
 
 
-def _password(settings: RedisQueueSettings) -> str | None:
-    return settings.REDIS_QUEUE_PASSWORD.get_secret_value() if settings.REDIS_QUEUE_PASSWORD else None
-
-
 def patient_queue(settings: RedisQueueSettings) -> JobQueue:
     """The queue for a worker: it waits for its server as long as needed, but for each answer only the timeout."""
-    return JobQueue(
-        _PatientPool(
-            host=settings.REDIS_QUEUE_HOST,
-            port=settings.REDIS_QUEUE_PORT,
-            db=settings.REDIS_QUEUE_DB,
-            password=_password(settings),
-            socket_timeout=settings.REDIS_QUEUE_TIMEOUT,
-            socket_connect_timeout=settings.REDIS_QUEUE_TIMEOUT,
-            retry=_PatientRetry(),
-            retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
-        )
-    )
+    options = connection_options(settings, "REDIS_QUEUE", settings.REDIS_QUEUE_TIMEOUT)
+    retry = _PatientRetry(ExponentialBackoff(cap=1.0, base=0.1), retries=-1)
+    errors = [RedisConnectionError, RedisTimeoutError, OSError]
+    return JobQueue(_PatientPool(**options, retry=retry, retry_on_error=errors))
 
 
 def queue_address(settings: RedisQueueSettings) -> RedisSettings:
     """The queue for `arq --check`, which does not wait."""
+    password = settings.REDIS_QUEUE_PASSWORD
     return RedisSettings(
         host=settings.REDIS_QUEUE_HOST,
         port=settings.REDIS_QUEUE_PORT,
         database=settings.REDIS_QUEUE_DB,
-        password=_password(settings),
+        password=password.get_secret_value() if password else None,
         conn_timeout=math.ceil(settings.REDIS_QUEUE_TIMEOUT),
         conn_retries=0,
     )
 
 
 # -------- leases --------
-class JobLeases:
-    """Let the job of a killed worker run again after `SECONDS`, however long jobs may take.
+LEASE_SECONDS = 30
+"""How long after a worker was killed its jobs run again, however long jobs may take.
 
-    arq marks a running job until the longest timeout is over; here the mark is short, and renewed while we run.
-    """
+arq marks a running job until the longest timeout is over. Here the mark is short, and renewed while the worker runs.
+"""
+JOBS_AT_ONCE = 1000
+"""More jobs than arq reads from the head of the queue."""
 
-    SECONDS = 30
-    AT_ONCE = 1000
-    """More jobs than arq reads from the head of the queue."""
 
-    def __init__(self, queue: JobQueue) -> None:
-        self._queue = queue
-        self._renewal = asyncio.create_task(self._renew_for_ever())
+async def take_lease(ctx: dict[str, Any]) -> None:
+    """Shorten arq's mark on a job that starts (`on_job_start`)."""
+    queue, mark = ctx["redis"], in_progress_key_prefix + ctx["job_id"]
+    queue.running.add(mark)
+    await queue.expire(mark, LEASE_SECONDS)
 
-    async def take(self, job_id: str) -> None:
-        mark = in_progress_key_prefix + job_id
-        self._queue.running.add(mark)
-        await self._queue.expire(mark, self.SECONDS)
 
-    def give_up(self, job_id: str) -> None:
-        self._queue.running.discard(in_progress_key_prefix + job_id)
+async def give_up_lease(ctx: dict[str, Any]) -> None:
+    """Forget a job that has ended (`after_job_end`)."""
+    ctx["redis"].running.discard(in_progress_key_prefix + ctx["job_id"])
 
-    def close(self) -> None:
-        self._renewal.cancel()
 
-    async def _renew_for_ever(self) -> None:
-        while True:
-            try:
-                await self._renew()
-            except RedisError:
-                logger.exception("leases of running jobs not renewed")
-            await asyncio.sleep(self.SECONDS / 3)
-
-    async def _renew(self) -> None:
-        """Renew our marks, and shorten those of workers that were killed before they could do it themselves."""
-        queue = self._queue
-        due = await queue.zrangebyscore(queue.default_queue_name, "-inf", timestamp_ms(), start=0, num=self.AT_ONCE)
-        async with queue.pipeline(transaction=False) as pipe:
-            for job_id in due:
-                pipe.expire(in_progress_key_prefix + job_id.decode(), self.SECONDS, lt=True)
-            for mark in queue.running:
-                pipe.expire(mark, self.SECONDS)
-            await pipe.execute()
+async def renew_leases(queue: JobQueue) -> None:
+    """Renew our marks until cancelled, and shorten those of workers that were killed before they could do it."""
+    while True:
+        try:
+            head = await queue.zrangebyscore(
+                queue.default_queue_name, "-inf", timestamp_ms(), start=0, num=JOBS_AT_ONCE
+            )
+            async with queue.pipeline(transaction=False) as pipe:
+                for job_id in head:
+                    pipe.expire(in_progress_key_prefix + job_id.decode(), LEASE_SECONDS, lt=True)
+                for mark in queue.running:
+                    pipe.expire(mark, LEASE_SECONDS)
+                await pipe.execute()
+        except RedisError:
+            logger.exception("leases of running jobs not renewed")
+        await asyncio.sleep(LEASE_SECONDS / 3)
 
 
 # -------- log --------

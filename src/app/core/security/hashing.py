@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from app.core.exceptions import ServiceUnavailableError
 from app.core.security.passwords import MAX_PASSWORD_LENGTH
 
 T = TypeVar("T")
+_UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")  # NUL, and surrogates, which have no encoding
 
 
 class PasswordHasher:
@@ -37,8 +39,8 @@ class PasswordHasher:
 
     async def verify(self, password: str, hashed_password: str | None) -> bool:
         """Tell whether the hash is of this password; without a usable hash the answer is no, and takes as long."""
-        usable = len(password) <= MAX_PASSWORD_LENGTH and "\x00" not in password and _is_encodable(password)
-        if not usable or hashed_password is None or self._context.identify(hashed_password) is None:
+        unusable = len(password) > MAX_PASSWORD_LENGTH or _UNUSABLE.search(password)
+        if unusable or hashed_password is None or self._context.identify(hashed_password) is None:
             await self._run(self._context.verify, "", self._unmatched_hash)
             return False
         # Plain bcrypt has always used 72 bytes; its library refuses longer input today.
@@ -59,11 +61,3 @@ class PasswordHasher:
         # Free the slot when the hash is done, not when the waiter is cancelled: the thread stays busy until then.
         future.add_done_callback(lambda _: self._slots.release())
         return await asyncio.wrap_future(future)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
