@@ -6,16 +6,9 @@ import asyncpg
 from sqlalchemy import UniqueConstraint
 from sqlalchemy.engine import ExceptionContext
 
+from app.core import exceptions as errors
 from app.core.database.base import Base
 from app.core.database.server import PostgresServer
-from app.core.exceptions import (
-    AppError,
-    DatabaseUnavailableError,
-    DuplicateValueError,
-    InvalidValueError,
-    MissingReferenceError,
-    StillReferencedError,
-)
 
 # SQLSTATEs of temporary failures, besides the classes 08 (connection) and 53 (resources):
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -54,17 +47,17 @@ def translate_error(server: PostgresServer, context: ExceptionContext) -> None:
         raise translated from cause
 
 
-def translated_error(cause: BaseException, *, is_disconnect: bool, is_delete: bool) -> AppError | None:
+def translated_error(cause: BaseException, *, is_disconnect: bool, is_delete: bool) -> errors.AppError | None:
     """Return the error of ours for a driver's error, or None. `is_delete` tells the two foreign-key errors apart."""
     state: str = getattr(cause, "sqlstate", None) or ""
     if is_disconnect or state in _TEMPORARY or state.startswith(("08", "53")):
-        return DatabaseUnavailableError()
+        return errors.DatabaseUnavailableError()
     if state == "23505":
-        return DuplicateValueError(_duplicate_columns(getattr(cause, "constraint_name", None)))
+        return errors.DuplicateValueError(_duplicate_columns(getattr(cause, "constraint_name", None)))
     if state in {"23001", "23503"}:
-        return StillReferencedError() if is_delete else MissingReferenceError()
+        return errors.StillReferencedError() if is_delete else errors.MissingReferenceError()
     if state.startswith("22") or state in {"23502", "23514"} or isinstance(cause, asyncpg.DataError):
-        return InvalidValueError()
+        return errors.InvalidValueError()
     return None
 
 
