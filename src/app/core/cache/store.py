@@ -1,8 +1,8 @@
 """Stored answers on one Redis server. Once a write has answered, no older answer is served.
 
-On a miss the request stores a *lease* under the key, reads the database, and stores its answer only if that lease is
-still there. A write removes keys after its commit, leases included, so nothing read before the commit is stored after
-it. A request that finds another's lease waits for that answer: concurrent misses run the endpoint once.
+On a miss, a request stores a *lease* under the key and reads the database. It stores its answer only if the lease is
+still there. A write removes its keys after the commit, leases included: nothing read before the commit is stored after
+it. A request that finds another's lease waits for that answer, so concurrent misses run the endpoint once.
 """
 
 import asyncio
