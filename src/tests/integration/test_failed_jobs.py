@@ -221,7 +221,7 @@ async def test_queue_is_away(
     path: str,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(the_app.state.resources.queue.server, "_is_away", True)
+        patch.setattr(the_app.state.resources.queue.server, "is_away", True)
         patch.setattr(the_app.state.resources.queue.server, "_next_try", math.inf)
         response = await client.request(method, path, headers=superuser_headers)
     assert_error(response, 503, "The queue server is away: try again")

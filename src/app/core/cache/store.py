@@ -116,14 +116,14 @@ class CacheStore:
             return
         removed = False
         try:
-            if self._clearing is None:
+            if not self._removals.is_away:  # during an outage the task that clears tries again and again
                 async with self._removals.guard():
                     await self._remove(keys, patterns)
                 removed = True
         except RedisUnavailableError:
             pass
         finally:  # also when the request is cancelled
-            if not removed:
+            if not removed and self.is_open:
                 self._must_clear = True
                 self._clearing = self._clearing or asyncio.create_task(self._clear())
 
