@@ -20,7 +20,6 @@ P = ParamSpec("P")
 EARLY = "app.cache.early"
 LEASE = "app.cache.lease"
 _NOT_STORED = "app.cache.not_stored"
-WITHOUT_BODY = {204, 205, 304}
 
 
 def cache(
@@ -108,7 +107,7 @@ def _check_answer(route: APIRoute, answers: Any) -> None:
     `answers` is the response class; FastAPI has a placeholder in place of the default, which is JSON.
     """
     fault = None
-    if route.status_code in WITHOUT_BODY:
+    if route.status_code in {204, 205, 304}:
         fault = f"an answer of status {route.status_code} has no body that could be stored"
     elif isinstance(answers, type) and not issubclass(answers, JSONResponse):
         fault = f"@cache stores JSON, but the route answers with {answers.__name__}"
@@ -130,10 +129,6 @@ async def look_up(store: CacheStore, key: str, expiration: int) -> tuple[bytes |
         return await store.fetch(key, lease, expiration), lease
     except RedisUnavailableError:
         return None, b""
-
-
-def stored_response(body: bytes, status: int) -> Response:
-    return Response(body, status, media_type="application/json")
 
 
 async def _serve(
@@ -158,7 +153,7 @@ async def _serve(
     status = cast(APIRoute, request.scope["route"]).status_code or 200
     if _is_served_early(request):
         request.scope[EARLY] = key, expiration, status
-    return stored_response(body, status)
+    return Response(body, status, media_type="application/json")
 
 
 def _is_served_early(request: Request) -> bool:
