@@ -145,7 +145,7 @@ class CryptSettings(SettingsGroup):
 class SessionSettings(SettingsGroup):
     REFRESH_TOKEN_EXPIRE_DAYS: int = Field(7, gt=0)
     REFRESH_GRACE_SECONDS: float = Field(10, ge=0)
-    """How long a client gets the same answer again for a refresh token that it has just spent: it may have got lost."""
+    """How long a spent refresh token gets the same answer again: the first one may have been lost."""
     REAUTHENTICATION_MINUTES: int = Field(15, ge=0)
     """Age of a session from which changes of e-mail address and account need the password again."""
 

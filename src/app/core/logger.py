@@ -4,7 +4,6 @@ import fcntl
 import json
 import logging
 import logging.config
-import os
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -36,9 +35,9 @@ def _log_file() -> str | None:
         LOG_FILE.parent.mkdir(exist_ok=True)
         with LOG_FILE.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # of several processes that start together, one renames it
-            is_current = os.fstat(file.fileno()).st_ino == LOG_FILE.stat().st_ino
-            if is_current and LOG_FILE.stat().st_size > MAX_BYTES:
+            if LOG_FILE.stat().st_size > MAX_BYTES:
                 LOG_FILE.replace(LOG_FILE.with_suffix(".log.1"))
+                LOG_FILE.touch()
     except OSError:
         return None
     return str(LOG_FILE)

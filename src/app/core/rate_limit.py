@@ -52,7 +52,7 @@ class Quota:
 
 
 class RateLimiter:
-    """A counter of requests by key. Without its settings every request passes; RATE_LIMIT_FAIL_OPEN rules outages."""
+    """Count requests by key. Without its settings every request passes."""
 
     def __init__(self) -> None:
         self.server = RedisServer("rate limit")
@@ -65,8 +65,8 @@ class RateLimiter:
     async def hit(self, key: str, limit: int, period: int) -> Quota | None:
         """Count a request under `key` if fewer than `limit` passed in the last `period` seconds.
 
-        None, and thus a pass, without a limiter or when its server is away; with RATE_LIMIT_FAIL_OPEN off,
-        RedisUnavailableError.
+        Return None, which lets the request pass, without a limiter or while its server is away. With
+        RATE_LIMIT_FAIL_OPEN off, an outage raises RedisUnavailableError.
         """
         try:
             async with self.server.guard():
@@ -91,11 +91,10 @@ class RateLimiter:
                 await self.server.client.set(f"remembered:{key}", b"", ex=seconds)
 
     async def remembers(self, key: str) -> bool:
-        try:
+        with contextlib.suppress(RedisUnavailableError):
             async with self.server.guard():
                 return bool(await self.server.client.exists(f"remembered:{key}"))
-        except RedisUnavailableError:
-            return False
+        return False
 
 
 limiter_of = getter(RateLimiter)

@@ -48,7 +48,7 @@ class RedisServer:
         self.is_open = False
         self.back_since = -math.inf
         """When the server last came back after an outage, on the monotonic clock."""
-        self._is_away = False
+        self.is_away = False
         self._next_try = -math.inf
         self._scripts: dict[str, Callable[..., Awaitable[Any]]] = {}
 
@@ -81,19 +81,19 @@ class RedisServer:
                 async with asyncio.timeout(2 * self._timeout if self._sends_many else None):
                     yield
             except (RedisError, OSError, TimeoutError) as error:
-                if not self._is_away:
+                if not self.is_away:
                     reason = f"{type(error).__name__}: {error}"
                     logger.warning("redis server away", extra={"role": self.role, "error": reason})
-                self._is_away = True
+                self.is_away = True
                 self._next_try = time.monotonic() + self.PAUSE
                 raise self._away() from error
-            if self._is_away:
+            if self.is_away:
                 logger.warning("redis server back", extra={"role": self.role})
-                self._is_away = False
+                self.is_away = False
                 self.back_since = time.monotonic()
 
     def _refuse_in_pause(self, probe: bool) -> None:
-        if not self.is_open or (self._is_away and not probe and time.monotonic() < self._next_try):
+        if not self.is_open or (self.is_away and not probe and time.monotonic() < self._next_try):
             raise self._away()
 
     def _away(self) -> RedisUnavailableError:

@@ -817,3 +817,17 @@ async def _is_usable(store: CacheStore) -> bool:
     except RedisUnavailableError:
         return False
     return True
+
+
+async def test_a_write_in_a_process_that_starts_removes_before_it_answers() -> None:
+    """Other processes serve from the cache while a new one clears it."""
+    async with opened(settings) as other:
+        assert await other.fetch("shelf:1", b"\x00lease", 60) is None
+        await other.store("shelf:1", b"\x00lease", b"1", 60)
+        new = CacheStore()
+        new.open(settings, settings.secret_key)
+        try:
+            await new.remove(["shelf:1"], [])
+            assert await other.fetch("shelf:1", b"\x00other", 60) is None
+        finally:
+            await new.close()

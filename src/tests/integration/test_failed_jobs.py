@@ -17,7 +17,7 @@ from arq.worker import func
 
 from app.core import queue
 from app.core.models import now
-from app.core.queue import ArqJob, pipeline
+from app.core.queue import ArqJob
 from app.core.queue.worker import retried
 from app.main import app as the_app
 from tests.fixtures import RedisRoles
@@ -190,7 +190,7 @@ class TestCronJobs:
 
 
 async def test_newest_are_kept(monkeypatch: pytest.MonkeyPatch, redis: RedisRoles) -> None:
-    monkeypatch.setattr(pipeline, "FAILED_JOBS_KEPT", 3)
+    monkeypatch.setattr("app.core.queue.client.FAILED_JOBS_KEPT", 3)
     for number in range(5):
         await fail(f"job{number}")
     assert [job_id for job_id, *_ in await failures()] == ["job4", "job3", "job2"]
@@ -221,7 +221,7 @@ async def test_queue_is_away(
     path: str,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(the_app.state.resources.queue.server, "_is_away", True)
+        patch.setattr(the_app.state.resources.queue.server, "is_away", True)
         patch.setattr(the_app.state.resources.queue.server, "_next_try", math.inf)
         response = await client.request(method, path, headers=superuser_headers)
     assert_error(response, 503, "The queue server is away: try again")

@@ -4,26 +4,21 @@ import functools
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec, cast
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute, serialize_response
+from fastapi.routing import APIRoute, iter_route_contexts, serialize_response
 from starlette.routing import Host
 
 from app.core.cache.options import CacheOptions
 from app.core.cache.store import MAX_ANSWER_BYTES, CacheStore, store_of
-from app.core.database import on_commit, session_of
-from app.core.exceptions import RedisUnavailableError
+from app.core.database import get_reader, on_commit, session_of
+from app.core.exceptions import InvalidRequestError, RedisUnavailableError
 
 P = ParamSpec("P")
 
 # Notes in the scope of a request: what `StoredAnswers` may look up for this URL, and the lease that it has taken.
 EARLY = "app.cache.early"
 LEASE = "app.cache.lease"
-EARLY_ROUTES = "early_routes"
-"""The attribute of `app.state` with the routes that may be served early, each as its ASGI app.
-
-A path does not identify a route: one of a mounted application may have the same.
-"""
 _NOT_STORED = "app.cache.not_stored"
 
 
@@ -83,6 +78,45 @@ def cache_options(route: APIRoute) -> CacheOptions | None:
     return options if isinstance(options, CacheOptions) else None
 
 
+def prepare_cached_routes(app: FastAPI) -> None:
+    """Check each `@cache`, and let `StoredAnswers` serve the routes whose answer depends on the URL alone.
+
+    Raises InvalidRequestError for a method or response class that cannot work. Routes with dependencies other than
+    `get_reader` are not served early: a dependency may refuse a request, or count it. A path does not identify a route
+    (a mounted application may have the same one), its ASGI app does.
+    """
+    early = set[Any]()
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route
+        if not isinstance(route, APIRoute) or (options := cache_options(route)) is None:
+            continue
+        for method in route.methods or ():
+            options.check_method(method)
+        if "GET" in (route.methods or ()):
+            _check_answer(route, context.response_class)
+            # Those of the including routers are among the dependencies of the context.
+            is_plain = all(each.call is get_reader for each in context.dependant.dependencies)
+            if is_plain and route.methods == {"GET"} and route.body_field is None:
+                early.add(context.app)
+    app.state.early_routes = early
+
+
+def _check_answer(route: APIRoute, answers: Any) -> None:
+    """Refuse routes whose answer is more than the stored bytes, or is not JSON.
+
+    `answers` is the response class; FastAPI has a placeholder in place of the default, which is JSON.
+    """
+    fault = None
+    if route.status_code in {204, 205, 304}:
+        fault = f"an answer of status {route.status_code} has no body that could be stored"
+    elif isinstance(answers, type) and not issubclass(answers, JSONResponse):
+        fault = f"@cache stores JSON, but the route answers with {answers.__name__}"
+    elif route.dependant.response_param_name is not None:
+        fault = "@cache does not store the headers and cookies that it sets on its `Response`"
+    if fault is not None:
+        raise InvalidRequestError(f"{route.name}: {fault}")
+
+
 def do_not_store(request: Request) -> None:
     """Leave the answer of this request to an endpoint with `@cache` unstored: an empty page, for example."""
     request.scope[_NOT_STORED] = True
@@ -95,10 +129,6 @@ async def look_up(store: CacheStore, key: str, expiration: int) -> tuple[bytes |
         return await store.fetch(key, lease, expiration), lease
     except RedisUnavailableError:
         return None, b""
-
-
-def stored_response(body: bytes, status: int) -> Response:
-    return Response(body, status, media_type="application/json")
 
 
 async def _serve(
@@ -123,7 +153,7 @@ async def _serve(
     status = cast(APIRoute, request.scope["route"]).status_code or 200
     if _is_served_early(request):
         request.scope[EARLY] = key, expiration, status
-    return stored_response(body, status)
+    return Response(body, status, media_type="application/json")
 
 
 def _is_served_early(request: Request) -> bool:
@@ -132,7 +162,7 @@ def _is_served_early(request: Request) -> bool:
     route = request.scope["route"]
     selected = included if included is not None and included.original_route is route else route
     has_hosts = any(isinstance(each, Host) for each in request.app.routes)  # then the URL alone selects no route
-    return selected.app in getattr(request.app.state, EARLY_ROUTES, ()) and not has_hosts
+    return selected.app in getattr(request.app.state, "early_routes", ()) and not has_hosts
 
 
 async def _render(request: Request, answer: Any) -> bytes:

@@ -1,8 +1,9 @@
 """Stored answers are served before routing: routing costs more than the look-up."""
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.core.cache.decorator import EARLY, LEASE, look_up, stored_response
+from app.core.cache.decorator import EARLY, LEASE, look_up
 from app.core.cache.store import CacheStore
 
 MAX_KNOWN_URLS = 4096
@@ -30,7 +31,7 @@ class StoredAnswers:
             key, expiration, status = known
             body, scope[LEASE] = await look_up(self.store, key, expiration)
             if body is not None:
-                await stored_response(body, status)(scope, receive, send)
+                await Response(body, status, media_type="application/json")(scope, receive, send)
                 return
         await self.app(scope, receive, send)
         if known is None and EARLY in scope and sum(map(len, url)) <= MAX_URL_LENGTH:

@@ -38,11 +38,8 @@ class CacheOptions:
         self.extra_key_templates = [f"{prefix}:{resource_id}" for prefix, resource_id in extra_keys.items()]
         self.extra_pattern_templates = list(extra_patterns)
         self.key_names = self._check_names(self.key_template)
-        for template in self.extra_key_templates:
-            self._check_names(template)
-        self._pattern_names = {
-            name for template in self.extra_pattern_templates for name in self._check_names(template)
-        }
+        extras = (*self.extra_key_templates, *self.extra_pattern_templates)
+        self._extra_names = {name for template in extras for name in self._check_names(template)}
 
     def key(self, arguments: Mapping[str, Any]) -> str:
         return self.key_template.format_map(arguments)
@@ -51,7 +48,7 @@ class CacheOptions:
         return [template.format_map(arguments) for template in (self.key_template, *self.extra_key_templates)]
 
     def patterns(self, arguments: Mapping[str, Any]) -> list[str]:
-        escaped = {name: _GLOB.sub(r"\\\1", str(arguments[name])) for name in self._pattern_names}
+        escaped = {name: _GLOB.sub(r"\\\1", str(arguments[name])) for name in self._extra_names}
         return [template.format_map(escaped) for template in self.extra_pattern_templates]
 
     @functools.cache  # noqa: B019  (one object per decorated endpoint, alive as long as the process)

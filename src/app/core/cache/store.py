@@ -1,8 +1,8 @@
 """Stored answers on one Redis server. Once a write has answered, no older answer is served.
 
-On a miss the request stores a *lease* under the key, reads the database, and stores its answer only if that lease is
-still there. A write removes keys after its commit, leases included, so nothing read before the commit is stored after
-it. A request that finds another's lease waits for that answer: concurrent misses run the endpoint once.
+On a miss, a request stores a *lease* under the key and reads the database. It stores its answer only if the lease is
+still there. A write removes its keys after the commit, leases included: nothing read before the commit is stored after
+it. A request that finds another's lease waits for that answer, so concurrent misses run the endpoint once.
 """
 
 import asyncio
@@ -114,14 +114,14 @@ class CacheStore:
             return
         removed = False
         try:
-            if self._clearing is None:
+            if not self._removals.is_away:  # during an outage the task that clears tries again and again
                 async with self._removals.guard():
                     await self._remove(keys, patterns)
                 removed = True
         except RedisUnavailableError:
             pass
         finally:  # also when the request is cancelled
-            if not removed:
+            if not removed and self.is_open:
                 self._must_clear = True
                 self._clearing = self._clearing or asyncio.create_task(self._clear())
 

@@ -1,5 +1,5 @@
-"""The job queue: `client` (enqueue, look up) over `pipeline` and `serialization`, `failed_jobs`, and `worker` (what a
-worker process adds to arq). `pool` is the documented global: the queue of the application started first.
+"""The job queue: `client` (enqueue, take, finish and look up jobs), `failed_jobs`, `serialization`, and `worker`
+(additions to arq's worker). `pool` is the documented global: the queue of the application started first.
 """
 
 from typing import Any

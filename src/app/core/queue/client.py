@@ -1,5 +1,6 @@
-"""The client of the job queue: enqueues jobs, and looks them up as `ArqJob`."""
+"""The clients of the job queue: `JobQueue` in place of arq's, and `QueueClient`, which opens one for an application."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -8,10 +9,12 @@ from arq.connections import ArqRedis
 from arq.constants import job_key_prefix, result_key_prefix
 from arq.jobs import Job, serialize_job
 from arq.utils import timestamp_ms, to_ms, to_unix_ms
+from redis.asyncio.client import Pipeline
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import WatchError
 
 from app.core.config import RedisQueueSettings
-from app.core.queue.failed_jobs import JOB_LIFETIME
-from app.core.queue.pipeline import JobPipeline
+from app.core.queue.failed_jobs import FAILED, FAILED_AT, FAILED_JOBS_KEPT, JOB_LIFETIME, KEEP_FAILED
 from app.core.queue.serialization import deserialize, serialize
 from app.core.redis import RedisServer
 from app.core.resources import getter
@@ -23,6 +26,60 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[4])
 return 1
 """
+
+
+class JobPipeline(Pipeline):
+    """A redis-py pipeline that changes how arq's worker takes and finishes a job; arq has no hook for this.
+
+    It overrides methods of redis-py, two of which are undocumented: `pyproject.toml` holds redis and arq below their
+    next breaking versions.
+    """
+
+    running: set[str]
+    """The keys that mark the jobs of this process as in progress."""
+
+    def set(self, name: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keep a failed job in the transaction in which arq stores its result and takes it off the queue."""
+        if str(name).startswith(result_key_prefix):
+            result = deserialize(value)
+            if not result["s"]:
+                if result["id"].startswith("cron:"):
+                    # Runs of a cron job are named by their time: keep the last failed one of each job.
+                    result["id"] = result["f"]
+                values = (result["id"], serialize(result).decode(), str(result["ft"]), str(FAILED_JOBS_KEPT))
+                self.eval(KEEP_FAILED, 2, FAILED, FAILED_AT, *values)
+        return super().set(name, value, *args, **kwargs)
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        """Repeat the reads of a watched key when the connection is lost; arq's worker would end.
+
+        If a repeated read has another result, return None: arq then leaves the job to another worker.
+        """
+        if args[0] == "WATCH":
+            self._reads: list[tuple[tuple[Any, ...], Any]] = []
+        while True:
+            try:
+                answer = await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+                break
+            except WatchError:
+                for earlier, known in self._reads.copy():
+                    if await self.immediate_execute_command(*earlier) != known:
+                        return None
+        self._reads.append((args, answer))
+        # A pause of the server outlasts the mark of a job that runs here; arq would start the job a second time.
+        return 1 if args[0] == "EXISTS" and args[1] in self.running else answer
+
+    async def reset(self) -> None:
+        """Close the connection when UNWATCH gets no answer, which ends the watch as well."""
+        try:
+            await super().reset()  # type: ignore[no-untyped-call]
+        except RedisTimeoutError:
+            self.watching = False
+            await super().reset()  # type: ignore[no-untyped-call]
+
+    def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
+        """Name the command without its arguments: a job's arguments may be secrets, and errors are logged."""
+        super().annotate_exception(exception, number, [*command][:1])
 
 
 class JobQueue(ArqRedis):

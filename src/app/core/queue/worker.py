@@ -30,7 +30,6 @@ from app.core.redis import connection_options
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-SettingsT = TypeVar("SettingsT", bound=type)
 JobT = TypeVar("JobT", Function, CronJob)
 
 
@@ -43,14 +42,14 @@ SHORTEST_RESULT = 0.001
 """Seconds to keep a result in place of 0: a failed job is recognised when its result is stored."""
 
 
-def retried(delay: float) -> Callable[[SettingsT], SettingsT]:
+def retried(delay: float) -> Callable[[T], T]:
     """Retry the jobs of a `WorkerSettings` up to `max_tries` times, each for `job_timeout` seconds at most.
 
     The first pause is `delay` seconds; each further one is twice as long. `arq.func` and `arq.cron` give a job tries
     and a timeout of its own; cron jobs have one try by default.
     """
 
-    def decorate(settings: SettingsT) -> SettingsT:
+    def decorate(settings: T) -> T:
         changed: Any = settings
         given = vars(settings)
         timeout, tries = given.get("job_timeout", 300), given.get("max_tries", 5)

@@ -1,7 +1,6 @@
-"""Secrets: `hashing` (of passwords), `passwords` (the rule for new ones), `tokens` (access and refresh tokens)."""
+"""Secrets: `passwords` (the rule for new ones, and hashing), `tokens` (access and refresh tokens)."""
 
-from app.core.security.hashing import PasswordHasher
-from app.core.security.passwords import MAX_PASSWORD_LENGTH, weakness
+from app.core.security.passwords import MAX_PASSWORD_LENGTH, PasswordHasher, weakness
 from app.core.security.tokens import AccessToken, RefreshToken, TokenSigner, hash_of, new_secret
 
 __all__ = [

@@ -77,7 +77,7 @@ class TokenSigner:
         return token
 
     def read(self, token: str, *, allow_expired: bool = False) -> AccessToken:
-        """Return what a token of ours says; raises UnauthorizedError for any other."""
+        """Return the content of a valid token; raises UnauthorizedError for any other."""
         try:
             return self._read(token, allow_expired)
         except Exception as error:  # python-jose lets RecursionError, TypeError and others of a forged token through
@@ -113,10 +113,10 @@ class TokenSigner:
 
 
 def hash_of(secret: str) -> str:
-    """The hash under which a random secret of ours is stored; a fast one will do, since it cannot be guessed."""
+    """Return the hash under which a random secret is stored. A fast one suffices: the secret cannot be guessed."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def new_secret() -> str:
-    """256 random bits, in 43 characters that fit into a URL."""
+    """Return 256 random bits, in 43 characters that fit into a URL."""
     return secrets.token_urlsafe(32)
