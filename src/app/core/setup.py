@@ -140,10 +140,10 @@ def _middleware(resources: Resources) -> list[Middleware]:
         Middleware(RequestContext, settings=settings, resources=resources.by_class),
         Middleware(AuditLog, settings=settings),
         Middleware(HeadRequests),
+        Middleware(LoadShedding, limit=settings.MAX_CONCURRENT_REQUESTS),
     ]
     middleware += [Middleware(TrustedHosts, allowed_hosts=hosts)] if hosts else []
     middleware += [
-        Middleware(LoadShedding, limit=settings.MAX_CONCURRENT_REQUESTS),
         Middleware(BodyLimit, max_bytes=settings.MAX_BODY_BYTES),
         Middleware(UnexpectedErrors),
         Middleware(RequestTimeout, seconds=settings.REQUEST_TIMEOUT),
