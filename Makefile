@@ -5,7 +5,7 @@ PORT ?= 8000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test soak bench growth overload canary check lint format types openapi lock lock-check clean
+.PHONY: help install run test drill soak bench growth overload canary check lint format types openapi lock lock-check clean
 .SUFFIXES:
 
 # `python -m` instead of the scripts in .venv/bin, whose first line breaks when the folder is moved or renamed.
@@ -40,6 +40,9 @@ run: install  ## Start PostgreSQL, Valkey, API and worker (PORT=8000)
 
 test: install  ## Run the tests, on servers of their own
 	cd src && $(python) -m pytest -n auto
+
+drill: install  ## Run what takes too long for `make test`; ARGS=NAME for one
+	cd src && $(python) -m drill $(ARGS)
 
 soak: install  ## Put load on the service while its servers fail, for 20 minutes; SECONDS=60 for one
 	cd src && $(python) -m soak $(SECONDS)
