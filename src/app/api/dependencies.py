@@ -13,9 +13,9 @@ from app.core.config import AbuseLimitSettings, DefaultRateLimitSettings, Sessio
 from app.core.database import ReaderDep, SessionDep, engines_of
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
 from app.core.http import add_response_headers, audit, client_address, route_template, settings_of, tokens_of
+from app.core.models import sanitize_path
 from app.core.rate_limit import limiter_of
 from app.crud.crud_users import crud_users
-from app.schemas.rate_limit import sanitize_path
 from app.schemas.user import Caller, Username
 
 __all__ = [
@@ -42,9 +42,9 @@ async def get_optional_user(request: Request, token: BearerToken) -> Caller | No
     user = None
     path = sanitize_path(route_template(request))
     if not isinstance(settings_of(request), SessionSettings):
-        user = await crud_users.get_caller(reader, named.user, path)
+        user = await crud_users.get_caller(reader, named.user, path=path)
     elif named.session is not None:
-        user = await crud_users.get_caller(reader, named.user, path, named.session)
+        user = await crud_users.get_caller(reader, named.user, named.session, path=path)
     if user is None:
         raise UnauthorizedError("The session of this token has ended", challenge='Bearer error="invalid_token"')
     audit.note(request.scope, who=user["id"])

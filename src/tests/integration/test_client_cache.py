@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import StreamingResponse
 
 from app.models.user import User
@@ -16,6 +16,11 @@ from tests.integration.own_app import build
 API = "/api/v1"
 PUBLIC = "public, max-age=60"
 PRIVATE = "private, no-store"
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 def check(response: httpx.Response, status: int, cache_control: str) -> None:
@@ -63,7 +68,7 @@ class TestNotKept:
         path = f"{API}/{user.username}/post/1"
         check(await client.patch(path, json={"title": "Other"}, headers=user_headers), 200, PRIVATE)
         check(await client.delete(path, headers=user_headers), 200, PRIVATE)
-        check(await client.post(f"{API}/tasks/task", params={"message": "x"}), 201, PRIVATE)
+        check(await client.post(f"{API}/specimen/job", params={"message": "x"}), 201, PRIVATE)
 
     async def test_errors(self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User) -> None:
         headers = await headers_for(user)
@@ -76,7 +81,7 @@ class TestNotKept:
         check(await client.head(f"{API}/user/nobody"), 404, PRIVATE)
         check(await client.post(f"{API}/user", content=b"x" * 1024 * 1025), 413, PRIVATE)
         for status in [201] * 10 + [429]:
-            check(await client.post(f"{API}/tasks/task", params={"message": "x"}), status, PRIVATE)
+            check(await client.post(f"{API}/specimen/job", params={"message": "x"}), status, PRIVATE)
 
     async def test_error_that_nobody_foresaw(self, client: httpx.AsyncClient) -> None:
         router = APIRouter()
@@ -93,8 +98,8 @@ class TestNotKept:
             check(await client.get(path), 200, PRIVATE)
 
     async def test_state_of_a_task(self, client: httpx.AsyncClient) -> None:
-        task = (await client.post(f"{API}/tasks/task", params={"message": "x"})).json()["id"]
-        check(await client.get(f"{API}/tasks/task/{task}"), 200, PRIVATE)
+        task = (await client.post(f"{API}/specimen/job", params={"message": "x"})).json()["id"]
+        check(await client.get(f"{API}/specimen/job/{task}"), 200, PRIVATE)
 
 
 async def test_endpoint_has_the_last_word(client: httpx.AsyncClient) -> None:
