@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import DateTime, MetaData, String, func
@@ -23,7 +24,7 @@ from app.crud.statements import Lookup
 from app.models.post import Post
 from app.models.tier import Tier
 from app.models.user import User
-from app.schemas.post import PostUpdate
+from app.schemas.post import PostCreate, PostUpdate
 from app.schemas.tier import TierCreate, TierRead, TierUpdate
 from app.schemas.user import UserCreateInternal, UserRead, UserReadOwn, UserUpdate
 from tests.factories import make_post, make_rate_limit, make_tier, make_user
@@ -437,6 +438,34 @@ class TestLookup:
             assert await crud_posts.db_delete(db, **own) == 1
             assert await crud_posts.db_delete(db, created_by_user_id=crud_users.id_of("nobody")) == 0
         assert [row["id"] for row in await fetch("SELECT id FROM post")] == [other.id]
+
+    async def test_create(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            post = PostCreate(title="Title", text="Text")
+            await crud_posts.create(db, post, created_by_user_id=crud_users.id_of(user.username))
+            with pytest.raises(NotFoundError, match="User not found"):
+                await crud_posts.create(db, post, created_by_user_id=crud_users.id_of("nobody"))
+        assert [row["created_by_user_id"] for row in await fetch("SELECT * FROM post")] == [user.id]
+
+    @pytest.mark.parametrize("write", ["create", "update", "update_one", "delete", "db_delete", "update_loaded"])
+    async def test_writes_lock_the_row_that_is_looked_up(self, user: User, fetch: Fetch, write: str) -> None:
+        post = await make_post(user)
+        own = {"created_by_user_id": crud_users.id_of(user.username)}
+        lock = 'SELECT id FROM "user" FOR NO KEY UPDATE NOWAIT'  # what an UPDATE of other columns takes
+        async with transaction() as db:
+            match write:
+                case "create":
+                    await crud_posts.create(db, PostCreate(title="Title", text="Text"), **own)
+                case "update_loaded":
+                    assert await db.get(Post, post.id)
+                    assert await crud_posts.update(db, {"title": "Changed"}, **own)
+                case "update" | "update_one":
+                    assert await getattr(crud_posts, write)(db, {"title": "Changed"}, **own)
+                case _:
+                    assert await getattr(crud_posts, write)(db, **own)
+            assert await fetch(lock) == [{"id": user.id}]
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await fetch('SELECT id FROM "user" FOR UPDATE NOWAIT')  # what a change of the name takes
 
 
 class TestCreate:

@@ -56,7 +56,7 @@ class TestWriteUnderAFormerName:
         post = await make_post(alice, title="Old")
         body = {"title": "New"} if method == "PATCH" else None
         request = client.request(method, f"{API}/alice/post/{post.id}", json=body, headers=await headers_for(alice))
-        assert_error(await run_behind_rename(alice, "bobby", request, fetch), 404, "User not found")
+        assert_error(await run_behind_rename(alice, "bobby", request, fetch), 404, "Post not found")
         assert (await client.get(f"{API}/bobby/post/{post.id}")).json()["title"] == "Old"
 
     @pytest.mark.parametrize("path", ["user", "db_user"])
