@@ -108,13 +108,21 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         Meanwhile no other transaction deletes the row or changes a unique column of it, such as a name.
         """
         shape, parameters = sql.parse_filters(self.model, filters)
-        return (await db.execute(sql.select_locked_key(self.model, shape), parameters)).scalar_one_or_none()
+        statement = sql.select_locked(self.model, sql.key_names(self.model), shape)
+        return (await db.execute(statement, parameters)).scalar_one_or_none()
 
     async def create(self, db: AsyncSession, object: CreateT, **values: Any) -> ModelT:
         """Insert a row and return it as the model, with what the database filled in.
 
-        `values` are columns that the schema does not have, such as the owner of the row.
+        `values` are columns that the schema does not have, such as the owner of the row; a `Lookup` is looked up first.
         """
+        for name, value in values.items():
+            if isinstance(value, sql.Lookup):
+                shape, parameters = sql.parse_filters(value.model, value.filters)
+                found = await db.execute(sql.select_locked(value.model, (value.column,), shape), parameters)
+                if (row := found.one_or_none()) is None:
+                    raise NotFoundError(f"{value.model.__name__} not found")
+                values[name] = row[0]
         row = self.model(**object.model_dump(), **values)
         db.add(row)
         await db.flush()
@@ -157,7 +165,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         values = {"is_deleted": True, "deleted_at": now()}
         statement = (
             update(self.model)
-            .where(*sql.where_clauses(self.model, shape), ~attributes["is_deleted"])
+            .where(*sql.where_clauses(self.model, shape, lock=True), ~attributes["is_deleted"])
             .values({name: values[name] for name in values if name in attributes})
         )
         return await execute_write(db, statement, parameters)
@@ -165,7 +173,9 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     async def db_delete(self, db: AsyncSession, **filters: Any) -> int:
         """Delete all rows that match from the table; return their number."""
         shape, parameters = self._parse_filters_of_write(filters)
-        return await execute_write(db, delete(self.model).where(*sql.where_clauses(self.model, shape)), parameters)
+        return await execute_write(
+            db, delete(self.model).where(*sql.where_clauses(self.model, shape, lock=True)), parameters
+        )
 
     def _parse_filters_of_write(self, filters: Mapping[str, Any]) -> tuple[sql.FilterShape, dict[str, Any]]:
         if not filters:
@@ -189,7 +199,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         if any(isinstance(row, self.model) for row in db.identity_map.values()):
             # Through the ORM, so that rows which the session has loaded change too.
             changed = values or {name: attributes[name] for name in sql.key_names(self.model)}
-            statement = update(self.model).where(*sql.where_clauses(self.model, shape)).values(changed)
+            statement = update(self.model).where(*sql.where_clauses(self.model, shape, lock=True)).values(changed)
             return statement.returning(*(attributes[name] for name in returned)), parameters
         expressions = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
         plain = {name: value for name, value in values.items() if name not in expressions}

@@ -123,9 +123,9 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
         row = (await db.execute(statement)).one_or_none()
         return None if row is None else {"id": row.id, "username": row.username, "email": row.email}
 
-    def id_of(self, username: str) -> Lookup:
-        """The id of the active user with this name, as a filter value in queries of other tables."""
-        return Lookup(User, "id", {"username": username, "is_deleted": False})
+    def id_of(self, username: str, **filters: Any) -> Lookup:
+        """The id of the active user with this name, as a value in queries of other tables."""
+        return Lookup(User, "id", {"username": username, "is_deleted": False, **filters})
 
     async def lock_for_deletion(self, db: AsyncSession, username: str) -> dict[str, Any] | None:
         """Lock the user with this name until the commit; return id and is_deleted, or None if there is no such user.

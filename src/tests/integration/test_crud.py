@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import DateTime, MetaData, String, func
@@ -25,7 +26,7 @@ from tests.helper import is_recent
 from tests.specimen.crud import crud_drawers, crud_moths, crud_slips
 from tests.specimen.factories import make_drawer, make_moth, make_slip
 from tests.specimen.models import Drawer, Moth
-from tests.specimen.schemas import DrawerCreate, DrawerRead, DrawerUpdate, MothUpdate
+from tests.specimen.schemas import DrawerCreate, DrawerRead, DrawerUpdate, MothCreate, MothUpdate
 
 
 class Body(BaseModel):
@@ -433,6 +434,34 @@ class TestLookup:
             assert await crud_moths.db_delete(db, **own) == 1
             assert await crud_moths.db_delete(db, created_by_user_id=crud_users.id_of("nobody")) == 0
         assert [row["id"] for row in await fetch("SELECT id FROM moth")] == [other.id]
+
+    async def test_create(self, user: User, fetch: Fetch) -> None:
+        async with transaction() as db:
+            moth = MothCreate(title="Title", text="Text")
+            await crud_moths.create(db, moth, created_by_user_id=crud_users.id_of(user.username))
+            with pytest.raises(NotFoundError, match="User not found"):
+                await crud_moths.create(db, moth, created_by_user_id=crud_users.id_of("nobody"))
+        assert [row["created_by_user_id"] for row in await fetch("SELECT * FROM moth")] == [user.id]
+
+    @pytest.mark.parametrize("write", ["create", "update", "update_one", "delete", "db_delete", "update_loaded"])
+    async def test_writes_lock_the_row_that_is_looked_up(self, user: User, fetch: Fetch, write: str) -> None:
+        moth = await make_moth(user)
+        own = {"created_by_user_id": crud_users.id_of(user.username)}
+        lock = 'SELECT id FROM "user" FOR NO KEY UPDATE NOWAIT'  # what an UPDATE of other columns takes
+        async with transaction() as db:
+            match write:
+                case "create":
+                    await crud_moths.create(db, MothCreate(title="Title", text="Text"), **own)
+                case "update_loaded":
+                    assert await db.get(Moth, moth.id)
+                    assert await crud_moths.update(db, {"title": "Changed"}, **own)
+                case "update" | "update_one":
+                    assert await getattr(crud_moths, write)(db, {"title": "Changed"}, **own)
+                case _:
+                    assert await getattr(crud_moths, write)(db, **own)
+            assert await fetch(lock) == [{"id": user.id}]
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await fetch('SELECT id FROM "user" FOR UPDATE NOWAIT')  # what a change of the name takes
 
 
 class TestCreate:

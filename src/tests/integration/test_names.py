@@ -69,7 +69,7 @@ class TestWriteUnderAFormerName:
         moth = await make_moth(alice, title="Old")
         body = {"title": "New"} if method == "PATCH" else None
         request = client.request(method, f"{API}/alice/moth/{moth.id}", json=body, headers=await headers_for(alice))
-        assert_error(await run_behind_rename(alice, "bobby", request, fetch), 404, "User not found")
+        assert_error(await run_behind_rename(alice, "bobby", request, fetch), 404, "Moth not found")
         assert (await client.get(f"{API}/bobby/moth/{moth.id}")).json()["title"] == "Old"
 
     @pytest.mark.parametrize("path", ["user", "db_user"])
