@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 checks := format-check style imports types lock-check openapi-check freeze-check migrations test soak
 
 .DEFAULT_GOAL := help
-.PHONY: help install run bench growth overload canary check lint format openapi freeze lock clean $(checks)
+.PHONY: help install run drill bench growth overload canary check lint format openapi freeze lock clean $(checks)
 .SUFFIXES:
 
 # `python -m` instead of the scripts in .venv/bin, whose first line breaks when the folder is moved or renamed.
@@ -42,6 +42,9 @@ run: install  ## Start PostgreSQL, Valkey, API and worker (PORT=8000)
 
 test: install  ## Run the tests, on servers of their own
 	cd src && $(python) -m pytest -n auto
+
+drill: install  ## Run what takes too long for `make test`; ARGS=NAME for one
+	cd src && $(python) -m drill $(ARGS)
 
 soak: install  ## Put load on the service while its servers fail, for 20 minutes; SECONDS=60 for one
 	cd src && $(python) -m soak $(SECONDS)
