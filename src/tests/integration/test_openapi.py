@@ -92,7 +92,9 @@ async def test_schemathesis_finds_nothing(
     checks = ["--checks", "all", "--phases", ",".join(phases), "--max-examples", "3", "--seed", SEED]
     options = [*checks, "--generation-database", "none", f"{server.url}/openapi.json"]
     config = str(SRC / "schemathesis.toml")
-    program = await run_program("schemathesis.cli", "--config-file", config, "run", *options, environment=credentials, cwd=tmp_path)
+    program = await run_program(
+        "schemathesis.cli", "--config-file", config, "run", *options, environment=credentials, cwd=tmp_path
+    )
     assert await program.wait(120) == 0, program.output
     for phase in phases:
         assert f"✅ {phase.capitalize()}" in program.output, program.output
