@@ -189,6 +189,8 @@ def test_imports_are_found(source: str, expected: list[str]) -> None:
 
 
 def test_attributes_and_scope_keys_are_found() -> None:
-    tree = ast.parse("request._state\nrow._mapping\nself._own\nscope['fastapi']\nrequest.scope.get('secret', 1)\nscope['app.mine']")
+    tree = ast.parse(
+        "request._state\nrow._mapping\nself._own\nscope['fastapi']\nrequest.scope.get('secret', 1)\nscope['app.mine']"
+    )
     assert [*attributes(tree)] == ["request._state"]
     assert [*scope_keys(tree)] == ["scope['fastapi']", "scope['secret']"]
