@@ -5,7 +5,7 @@ from uuid import UUID
 from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl, normalized_email
+from app.core.models import InputSchema, ReadSchema, RowId, Text, WebUrl, normalized_email
 from app.core.security.passwords import MAX_PASSWORD_LENGTH, weakness
 from app.schemas.rate_limit import RateLimitRead
 
@@ -99,7 +99,7 @@ class UserUpdate(InputSchema):
 class UserTierUpdate(InputSchema):
     """`null` removes the user from their tier."""
 
-    tier_id: Annotated[RowId, JsonNumber] | None
+    tier_id: RowId | None
 
 
 class Caller(TypedDict):
