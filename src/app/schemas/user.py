@@ -5,14 +5,14 @@ from uuid import UUID
 from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl, normalized_email
+from app.core.models import InputSchema, ReadSchema, RowId, Text, WebUrl, normalized_email
 from app.core.security.passwords import MAX_PASSWORD_LENGTH, weakness
 from app.schemas.rate_limit import RateLimitRead
 
 # Words that routes use, or are likely to use, where a path may have a username.
 RESERVED_USERNAMES = frozenset({
-    "api", "docs", "health", "login", "logout", "me", "openapi", "password", "post", "posts", "redoc", "refresh",
-    "task", "tasks", "tier", "tiers", "user", "users",
+    "api", "docs", "health", "login", "logout", "me", "openapi", "password",
+    "post", "posts", "redoc", "refresh", "task", "tasks", "tier", "tiers", "user", "users",
 })  # fmt: skip
 
 
@@ -99,7 +99,7 @@ class UserUpdate(InputSchema):
 class UserTierUpdate(InputSchema):
     """`null` removes the user from their tier."""
 
-    tier_id: Annotated[RowId, JsonNumber] | None
+    tier_id: RowId | None
 
 
 class Caller(TypedDict):

@@ -80,9 +80,11 @@ class TestEveryList:
             assert_refused(await read(path, cursor=foreign), "cursor")
             assert not [sql for sql in statements.read if "ORDER BY page" in sql]
 
-    async def test_beside_a_page(self, read: Read, path: str) -> None:
+    async def test_beside_a_page_the_cursor_decides(self, read: Read, path: str) -> None:
         cursor = (await read(path, items_per_page=1)).json()["next_cursor"]
-        assert_refused(await read(path, page=2, cursor=cursor), "page")
+        following = (await read(path, cursor=cursor)).json()
+        assert (await read(path, page=2, cursor=cursor)).json() == following
+        assert ids(following) == ids((await read(path)).json())[1:]
 
 
 def assert_refused(response: httpx.Response, parameter: str) -> None:
@@ -180,6 +182,13 @@ class TestCached:
         statements.clear()
         assert (await read("/ann/moths", items_per_page=2, cursor=first["next_cursor"])).json() == following.json()
         assert statements.all == []
+
+    async def test_not_once_per_page_number(self, read: Read, redis: RedisRoles) -> None:
+        """A cursor's page has one key: a client could send it with any number of page numbers."""
+        cursor = (await read("/ann/posts", items_per_page=2)).json()["next_cursor"]
+        stored = await redis.cache.keys("ann_posts:*")
+        assert (await read("/ann/posts", items_per_page=2, cursor=cursor, page=7)).status_code == 200
+        assert await redis.cache.keys("ann_posts:*") == stored
 
     async def test_ends_with_a_write(self, read: Read, client: httpx.AsyncClient, superuser_headers: Headers) -> None:
         cursor = (await read("/ann/moths", items_per_page=2)).json()["next_cursor"]

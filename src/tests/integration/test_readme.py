@@ -89,6 +89,13 @@ with open(options.o or sys.stdout.fileno(), "wb", closefd=bool(options.o)) as ou
 print(options.w.replace("%{http_code}", str(response.status)).replace("\\\\n", "\\n"), end="")
 """
 
+# Notes its arguments; three of the checks fail.
+PYTHON_THAT_FAILS = """\
+#!/bin/sh
+echo "$@" >> calls
+case "$*" in *'ruff check'*|*'-m mypy'*|*'-m pytest'*) exit 1 ;; esac
+"""
+
 
 def shell(first_line: str) -> str:
     """Return the block of shell commands with this first line."""
@@ -236,6 +243,21 @@ class TestMake:
         assert re.search(r"scripts\.dev --port 8001\b", commands("run", "PORT=8001", "-o.venv/installed"))
         (clone / ".venv").unlink()
         assert "python3.13 -m venv" in commands("run", "PYTHON=python3.13")
+
+    def test_check_goes_on_after_a_failure_and_lists_all_at_the_end(self, clone: Path) -> None:
+        (clone / ".venv").unlink()
+        python = clone / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(PYTHON_THAT_FAILS)
+        python.chmod(0o755)
+        (clone / ".venv" / "installed").touch()
+        done = subprocess.run(["make", "check"], cwd=clone, capture_output=True, text=True, check=False)  # noqa: S607
+        assert done.returncode == 2, done.stderr
+        assert "make check failed in: style types test\n" in done.stderr
+        calls = (clone / "src" / "calls").read_text()
+        assert re.findall(r"^-m (?:ruff )?(\w+)", calls, re.MULTILINE) == [
+            *("format", "check", "mypy", "uv", "uv", "scripts", "scripts", "scripts", "pytest", "soak")
+        ]
 
     def test_help_lists_the_targets_of_the_readme(self, clone: Path, reader: Shell) -> None:
         printed = reader("make help", clone)

@@ -3,13 +3,13 @@ from typing import Annotated, Self
 
 from pydantic import MISSING, Field, model_validator
 
-from app.core.models import InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl
+from app.core.models import InputSchema, ReadSchema, RowId, Text, WebUrl
 
 Title = Annotated[Text, Field(min_length=2, max_length=30, examples=["This is my moth"])]
 MothText = Annotated[Text, Field(min_length=1, max_length=63206, examples=["This is its content."])]
 DrawerName = Annotated[Text, Field(min_length=1, max_length=50, examples=["home"])]
-Limit = Annotated[int, Field(ge=0, le=2**31 - 1, examples=[5]), JsonNumber]
-Period = Annotated[int, Field(ge=1, le=2**31 - 1, examples=[60]), JsonNumber]
+Limit = Annotated[int, Field(ge=0, le=2**31 - 1, examples=[5])]
+Period = Annotated[int, Field(ge=1, le=2**31 - 1, examples=[60])]
 
 
 class MothRead(ReadSchema):
@@ -25,7 +25,7 @@ class MothCreate(InputSchema):
     title: Title
     text: MothText
     media_url: WebUrl | None = None
-    drawer_id: Annotated[RowId, JsonNumber] | None = None
+    drawer_id: RowId | None = None
 
 
 class MothUpdate(InputSchema):

@@ -42,7 +42,7 @@ async def read_posts(
     wanted = await get_cursor_page(request, page, items_per_page, cursor)
     own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(username), "is_deleted": False}
     posts = await crud_posts.get_multi(db, wanted.offset, items_per_page, PostRead, after=wanted.after, **own)
-    if wanted.offset > posts["total_count"]:
+    if page != wanted.page or wanted.offset > posts["total_count"]:
         do_not_store(request)  # any number of such pages could be requested
     return wanted.response(posts)
 
