@@ -28,6 +28,11 @@ SIMPLE = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-dat
 SECRET_COLUMNS = {"hashed_password", "refresh_hash", "spent_hash", "token_hash", "uuid"}
 
 
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
+
+
 def operations(app: FastAPI) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, methods in app.openapi()["paths"].items():
         for method, operation in methods.items():

@@ -27,11 +27,6 @@ from tests.integration.own_app import MODULE, build, build_specimen
 from tests.specimen.factories import make_moth
 
 BROKEN = """
-@pytest.fixture(scope="session")
-def app(specimen: FastAPI) -> FastAPI:
-    return specimen
-
-
 @router.get("/broken")
 async def broken() -> None:
     raise RuntimeError("a secret")
@@ -50,6 +45,11 @@ async def endless() -> StreamingResponse:
 """
 LIMIT = 100_000
 TOO_LARGE = {"detail": f"The body is too large: send no more than {LIMIT} bytes"}
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 class TestRealConnection:

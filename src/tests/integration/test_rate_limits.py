@@ -594,9 +594,7 @@ class TestRules:
         last = [line for line in logger.LOG_FILE.read_text().splitlines() if "WARNING" in line][-1]
         assert f"the default is used user_id={user.id} tier_id=null" in last
 
-    async def test_log_once_per_route_and_hour(
-        self, headers_for: HeadersFor, user: User, logs: LogRecords
-    ) -> None:
+    async def test_log_once_per_route_and_hour(self, headers_for: HeadersFor, user: User, logs: LogRecords) -> None:
         users = [user, await make_user(), await make_user(tier_id=(await make_tier()).id)]
         router = APIRouter(dependencies=[Depends(rate_limiter)])
 
