@@ -16,7 +16,6 @@ from tests.repository import TOP, blocks_of, project_files, section_of
 
 PAGE = TOP / "docs" / "taking-out.md"
 SECTIONS = {"posts": "## Posts", "tiers": "## Tiers and rate limits", "tasks": "## Tasks"}
-AFTERWARDS = "## Afterwards"
 
 
 class TakingOutError(Exception):
@@ -46,13 +45,14 @@ def copy(top: Path) -> None:
 def take_out(top: Path, names: Sequence[str]) -> None:
     """Do what the page says, block by block."""
     page = PAGE.read_text()
-    for heading in [*(SECTIONS[name] for name in names), AFTERWARDS]:
-        for block in blocks_of(section_of(page, heading)):
+    for name in names:
+        for block in blocks_of(section_of(page, SECTIONS[name])):
             if block.language == "sh":
                 run(top, block.text)
             else:
-                file, _, change = block.text.partition("\n")
-                edit(top / file.removeprefix("# "), change)
+                first_line, _, change = block.text.partition("\n")
+                [file] = top.glob(first_line.removeprefix("# "))
+                edit(file, change)
 
 
 def run(top: Path, script: str) -> None:
