@@ -39,8 +39,12 @@ FORMATS = {
 }
 STRINGS = ("something", "a", "1", "A1", "abcdefgh", "https://www.example.com/")
 JSON_TYPES: dict[type, tuple[str, ...]] = {
-    **{type(None): ("null",), bool: ("boolean",), int: ("integer", "number"), str: ("string",)},
-    **{list: ("array",), dict: ("object",)},
+    type(None): ("null",),
+    bool: ("boolean",),
+    int: ("integer", "number"),
+    str: ("string",),
+    list: ("array",),
+    dict: ("object",),
 }
 
 
