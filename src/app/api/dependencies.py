@@ -13,9 +13,10 @@ from app.core.config import AbuseLimitSettings, DefaultRateLimitSettings, Sessio
 from app.core.database import ReaderDep, SessionDep, engines_of
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
 from app.core.http import add_response_headers, audit, client_address, route_template, settings_of, tokens_of
+from app.core.models import sanitize_path
 from app.core.rate_limit import limiter_of
 from app.crud.crud_users import crud_users
-from app.schemas.rate_limit import sanitize_path
+from app.crud.statements import Lookup
 from app.schemas.user import Caller, Username
 
 __all__ = [
@@ -42,9 +43,9 @@ async def get_optional_user(request: Request, token: BearerToken) -> Caller | No
     user = None
     path = sanitize_path(route_template(request))
     if not isinstance(settings_of(request), SessionSettings):
-        user = await crud_users.get_caller(reader, named.user, path)
+        user = await crud_users.get_caller(reader, named.user, path=path)
     elif named.session is not None:
-        user = await crud_users.get_caller(reader, named.user, path, named.session)
+        user = await crud_users.get_caller(reader, named.user, named.session, path=path)
     if user is None:
         raise UnauthorizedError("The session of this token has ended", challenge='Bearer error="invalid_token"')
     audit.note(request.scope, who=user["id"])
@@ -76,32 +77,38 @@ async def get_current_superuser(request: Request, user: CurrentUser) -> Caller:
 CurrentSuperuser = Annotated[Caller, Depends(get_current_superuser)]
 
 
-async def get_editable_user_id(username: Username, current_user: CurrentUser, reader: ReaderDep) -> int:
-    """The id of the user named in the path, for that user and for superusers. Write by id: a name may change."""
+async def get_named_user_id(username: Username, current_user: CurrentUser, reader: ReaderDep) -> int:
+    """The id of the user named in the path, who may be the caller."""
     if username == current_user["username"]:
         return current_user["id"]
     user = ensure_found(await crud_users.get(reader, ["id"], username=username, is_deleted=False), "User")
-    # Compare ids: the caller may have taken this name since the token was checked.
-    if user["id"] != current_user["id"] and not current_user["is_superuser"]:
+    return int(user["id"])  # may be the caller's, who has taken this name since the token was checked
+
+
+NamedUserId = Annotated[int, Depends(get_named_user_id)]
+
+
+async def get_editable_user_id(user_id: NamedUserId, current_user: CurrentUser) -> int:
+    """The id of the user named in the path, for that user and for superusers. Write by id: a name may change."""
+    if user_id != current_user["id"] and not current_user["is_superuser"]:
         raise ForbiddenError
-    return int(user["id"])
+    return user_id
 
 
 EditableUserId = Annotated[int, Depends(get_editable_user_id)]
 
 
-async def get_own_user_id(username: Username, current_user: CurrentUser, db: SessionDep) -> int:
-    """The id of the user named in the path, for that user only; the name is locked until the request has committed.
+async def get_own_user_id(username: Username, user_id: NamedUserId, current_user: CurrentUser) -> Lookup:
+    """The id of the user named in the path, for that user only, as a value for `create` and in filters of writes.
 
-    A write invalidates cache keys that carry the name, so the name must not change before the commit.
+    Such a write locks the name until the commit: it invalidates cache keys that carry the name.
     """
-    user_id = ensure_found(await crud_users.lock_key(db, username=username, is_deleted=False), "User")
     if user_id != current_user["id"]:
         raise ForbiddenError
-    return int(user_id)
+    return crud_users.id_of(username, id=user_id)
 
 
-OwnUserId = Annotated[int, Depends(get_own_user_id)]
+OwnUserId = Annotated[Lookup, Depends(get_own_user_id)]
 
 
 async def get_docs_reader(
@@ -141,7 +148,7 @@ async def rate_limiter(request: Request, user: OptionalUser) -> None:
         limit, period = user["rate_limit"], user["rate_period"]
     elif isinstance(settings, DefaultRateLimitSettings):
         limit, period = settings.DEFAULT_RATE_LIMIT_LIMIT, settings.DEFAULT_RATE_LIMIT_PERIOD
-        if user is not None:
+        if user is not None and limiter.reports(path):
             values = {"user_id": user["id"], "tier_id": user["tier_id"], "path": path, "limit": limit, "period": period}
             logger.warning("no rate limit for this tier and path, the default is used", extra=values)
     else:

@@ -57,6 +57,11 @@ def normalized_email(address: str) -> str:
         raise ValueError("this is not an e-mail address") from None
 
 
+def sanitize_path(path: str) -> str:
+    """Name a route template as rate limits store it: `/api/v1/tasks/task` is `api_v1_tasks_task`."""
+    return path.strip("/").replace("/", "_")
+
+
 _JSON_TYPES = {
     bool: {"boolean"},
     int: {"integer", "number"},

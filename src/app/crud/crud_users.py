@@ -62,7 +62,9 @@ class LastSuperuserError(ConflictError):
 class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
     """Queries on users. An active user is one that is not deleted."""
 
-    async def get_caller(self, db: Database, uuid: UUID, path: str, session: UUID | None = None) -> Caller | None:
+    async def get_caller(
+        self, db: Database, uuid: UUID, session: UUID | None = None, *, path: str = ""
+    ) -> Caller | None:
         """Return the active user whom a token names, with the rate limit of their tier for a sanitized path, or None.
 
         If the uuid of a session is given, the session must not have ended.
@@ -121,9 +123,9 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
         row = (await db.execute(statement)).one_or_none()
         return None if row is None else {"id": row.id, "username": row.username, "email": row.email}
 
-    def id_of(self, username: str) -> Lookup:
-        """The id of the active user with this name, as a filter value in queries of other tables."""
-        return Lookup(User, "id", {"username": username, "is_deleted": False})
+    def id_of(self, username: str, **filters: Any) -> Lookup:
+        """The id of the active user with this name, as a value in queries of other tables."""
+        return Lookup(User, "id", {"username": username, "is_deleted": False, **filters})
 
     async def lock_for_deletion(self, db: AsyncSession, username: str) -> dict[str, Any] | None:
         """Lock the user with this name until the commit; return id and is_deleted, or None if there is no such user.

@@ -25,10 +25,11 @@ _ZERO, _ONE = sa.literal_column("0", sa.BigInteger), sa.literal_column("1", sa.B
 
 
 class Lookup(NamedTuple):
-    """A filter value that the statement finds itself: `column` of the one row of `model` that matches `filters`.
+    """A value that the statement finds itself: `column` of the one row of `model` that matches `filters`.
 
-    Without such a row the filter matches nothing, and `get` and `get_multi` raise NotFoundError. One statement tells an
-    unknown author from one without posts: a second statement could see another state.
+    Without such a row a filter matches nothing, and `get`, `get_multi` and `create` raise NotFoundError. One statement
+    tells an unknown author from one without posts: a second statement could see another state. A write also locks the
+    row until the commit, as `CRUDBase.lock_key` does.
     """
 
     model: type[Base]
@@ -76,8 +77,13 @@ def parse_filters(
     return tuple(shape), parameters
 
 
-def where_clauses(model: type[Base], shape: FilterShape, prefix: str = "where") -> list[sa.ColumnElement[bool]]:
-    """Build the WHERE clause, with `NOT column` rather than `column IS false`, which no partial index serves."""
+def where_clauses(
+    model: type[Base], shape: FilterShape, prefix: str = "where", *, lock: bool = False
+) -> list[sa.ColumnElement[bool]]:
+    """Build the WHERE clause, with `NOT column` rather than `column IS false`, which no partial index serves.
+
+    `lock`: lock the rows in which values are looked up.
+    """
     clauses: list[sa.ColumnElement[bool]] = []
     for name, value in shape:
         column = columns_of(model)[name]
@@ -86,15 +92,18 @@ def where_clauses(model: type[Base], shape: FilterShape, prefix: str = "where") 
         elif isinstance(value, bool):
             clauses.append(column if value else ~column)
         else:
-            clauses.append(column == _right_operand(column, f"{prefix}_{name}", value))
+            clauses.append(column == _right_operand(column, f"{prefix}_{name}", value, lock=lock))
     return clauses
 
 
-def _right_operand(column: sa.ColumnElement[Any], parameter: str, value: str | LookupShape) -> sa.ColumnElement[Any]:
+def _right_operand(
+    column: sa.ColumnElement[Any], parameter: str, value: str | LookupShape, *, lock: bool = False
+) -> sa.ColumnElement[Any]:
     if isinstance(value, str):
         return sa.bindparam(parameter, type_=column.type)
     model, name, shape = value
-    return sa.select(columns_of(model)[name]).where(*where_clauses(model, shape, f"{parameter}_")).scalar_subquery()
+    found = sa.select(columns_of(model)[name]).where(*where_clauses(model, shape, f"{parameter}_", lock=lock))
+    return (found.with_for_update(read=True, key_share=True) if lock else found).scalar_subquery()
 
 
 def looked_up_models(shape: FilterShape) -> str:
@@ -148,7 +157,7 @@ def update_rows(model: type[Base], names: Columns, shape: FilterShape, returned:
     }
     if not values:  # a PATCH may set nothing, but SQL has no such UPDATE: set the key to itself
         values = {column: column for column in primary_key(model)}
-    statement = table.update().where(*where_clauses(model, shape)).values(values)
+    statement = table.update().where(*where_clauses(model, shape, lock=True)).values(values)
     return statement.returning(*(attributes[name] for name in returned))
 
 
@@ -164,8 +173,9 @@ def select_one(model: type[Base], columns: Columns, shape: FilterShape) -> sa.Se
 
 
 @lru_cache(maxsize=1024)
-def select_locked_key(model: type[Base], shape: FilterShape) -> sa.Select[Any]:
-    return sa.select(*primary_key(model)).where(*where_clauses(model, shape)).with_for_update(read=True, key_share=True)
+def select_locked(model: type[Base], columns: Columns, shape: FilterShape) -> sa.Select[Any]:
+    chosen = [columns_of(model)[name] for name in columns]
+    return sa.select(*chosen).where(*where_clauses(model, shape, lock=True)).with_for_update(read=True, key_share=True)
 
 
 @lru_cache(maxsize=1024)

@@ -2,13 +2,7 @@ from typing import Annotated, Self
 
 from pydantic import MISSING, AfterValidator, Field, StringConstraints, model_validator
 
-from app.core.models import InputSchema, ReadSchema, Text
-
-
-def sanitize_path(path: str) -> str:
-    """Name a route template as rate limits store it: `/api/v1/tasks/task` is `api_v1_tasks_task`."""
-    return path.strip("/").replace("/", "_")
-
+from app.core.models import InputSchema, ReadSchema, Text, sanitize_path
 
 # The template of a route, with or without a leading slash; stored as `api_v1_tasks_task`.
 LimitedPath = Annotated[

@@ -38,6 +38,8 @@ DOCUMENTED = {
     *("DEFAULT_RATE_LIMIT_LIMIT", "DEFAULT_RATE_LIMIT_PERIOD", "TEST_NAME", "TEST_EMAIL", "TEST_USERNAME"),
     *("TEST_PASSWORD", "ENVIRONMENT"),
 }
+# The scripts that run once, by the service of Docker Compose.
+SCRIPTS = {file.stem.replace("first_", ""): file.stem for file in sorted((SRC / "scripts").glob("create_first_*.py"))}
 
 
 @pytest.fixture(scope="session")
@@ -79,27 +81,18 @@ class TestFiles:
         folders: list[str] = []
         for line in re.findall(r"^[│├└─ ]*[├└]── .*$", tree, re.MULTILINE):
             depth, rest = line.index("── ") // 4, line.split("── ")[1]
-            name, _, comment = rest.partition("#")
-            folders[depth:] = [name.strip()]
+            folders[depth:] = [rest.partition("#")[0].strip()]
             path = TOP.joinpath(*folders)
             where = f"README.md:{README[: README.index(line)].count(chr(10)) + 1}"
             assert path.exists(), f"{path.relative_to(TOP)} is gone: remove {where}"
-            if name.strip() == "v1":
-                named, modules = re.findall(r"\w+", comment), {file.stem for file in path.glob("*.py")} - {"__init__"}
-                kept = [each for each in named if each in modules]
-                is_to_be = f"{line.partition('#')[0]}# {', '.join([*kept, *sorted(modules - {*named})])}"
-                assert line == is_to_be, f"write {where} as:\n{is_to_be}"
 
     def test_tables_in_the_readme_are_the_real_ones(self) -> None:
         sketch = section_of(README, "### 5.2 Database model")
         missing = Base.metadata.tables.keys() - set(re.findall(r"\w+", sketch))
         where = f"README.md:{README[: README.index(sketch)].count(chr(10)) + 3}"
         assert not missing, f"add to the sketch at {where}: {', '.join(sorted(missing))}"
-        drawn = set(
-            re.findall(
-                r"(?:^|[<─] ?)([a-z_]+)(?= |$)", sketch.partition("```text")[2].partition("```")[0], re.MULTILINE
-            )
-        )
+        drawing = sketch.partition("```text")[2].partition("```")[0]
+        drawn = set(re.findall(r"(?:^|[<─] ?)([a-z_]+)(?= |$)", drawing, re.MULTILINE))
         gone = drawn - Base.metadata.tables.keys()
         assert not gone, f"remove from the sketch at {where}: {', '.join(sorted(gone))}"
 
@@ -191,17 +184,16 @@ class TestWorkflows:
 class TestCompose:
     def test_services_and_profiles(self, compose: dict[str, Any]) -> None:
         services = compose["services"]
-        assert services.keys() == {"web", "worker", "db", "redis", "create_superuser", "create_tier", "pytest"}
+        assert services.keys() == {"web", "worker", "db", "redis", "pytest", *SCRIPTS}
         behind_a_profile = {name for name, service in services.items() if service.get("profiles")}
-        assert behind_a_profile == {"create_superuser", "create_tier", "pytest"}
+        assert behind_a_profile == {"pytest", *SCRIPTS}
 
     @pytest.mark.parametrize(
         ("service", "command"),
         [
             ("web", "uvicorn app.main:app --host 0.0.0.0 --port 8000 --reload"),
             ("worker", "arq app.worker.WorkerSettings"),
-            ("create_superuser", "python -m src.scripts.create_first_superuser"),
-            ("create_tier", "python -m src.scripts.create_first_tier"),
+            *((name, f"python -m src.scripts.{module}") for name, module in SCRIPTS.items()),
             ("pytest", "python -m pytest"),
         ],
     )
@@ -213,13 +205,13 @@ class TestCompose:
         assert f"# command: {command}\n" in (TOP / "docker-compose.yml").read_text()
         assert json.dumps(command.split()) in (TOP / "Dockerfile").read_text()
 
-    @pytest.mark.parametrize("service", ["web", "worker", "create_superuser", "create_tier", "db"])
+    @pytest.mark.parametrize("service", ["web", "worker", "db", *SCRIPTS])
     def test_src_env_is_read_where_it_exists(self, compose: dict[str, Any], service: str) -> None:
         files = compose["services"][service]["env_file"]
         assert {"path": "./src/.env", "required": False} in files
         assert all((TOP / file["path"]).is_file() for file in files if file["required"])
 
-    @pytest.mark.parametrize("service", ["web", "worker", "create_superuser", "create_tier"])
+    @pytest.mark.parametrize("service", ["web", "worker", *SCRIPTS])
     def test_addresses_of_servers_are_those_of_the_services(self, compose: dict[str, Any], service: str) -> None:
         environment = compose["services"][service]["environment"]
         assert environment["POSTGRES_SERVER"] == "db"
