@@ -90,7 +90,8 @@ class TestFiles:
         sketch = section_of(README, "### 5.2 Database model")
         missing = Base.metadata.tables.keys() - set(re.findall(r"\w+", sketch))
         where = f"README.md:{README[: README.index(sketch)].count(chr(10)) + 3}"
-        assert not missing, f"add to the sketch at {where}: {', '.join(sorted(missing))}"
+        added = "\n".join(f"    {name}" for name in sorted(missing))
+        assert not missing, f"draw these tables at {where}, too:\n{added}\n"
         drawing = sketch.partition("```text")[2].partition("```")[0]
         drawn = set(re.findall(r"(?:^|[<─] ?)([a-z_]+)(?= |$)", drawing, re.MULTILINE))
         gone = drawn - Base.metadata.tables.keys()
@@ -373,5 +374,5 @@ class TestUsernames:
         lines = (SRC / "app" / "schemas" / "user.py").read_text().splitlines()
         line = next(number for number, text in enumerate(lines, 1) if text.startswith("RESERVED_USERNAMES"))
         assert not missing, (
-            f"a user with this name would hide a route: add at src/app/schemas/user.py:{line + 1}\n    {missing},"
+            f"a user with this name would hide a route: add at src/app/schemas/user.py:{line + 1}\n    {missing},\n"
         )
