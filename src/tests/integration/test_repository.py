@@ -14,7 +14,9 @@ from dotenv import dotenv_values
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
+from app.core import exceptions
 from app.core.config import DEFAULT_ADMIN_PASSWORD, Settings
+from app.core.database import Base
 from app.schemas.user import RESERVED_USERNAMES
 from tests.environment import PEOPLE, SETTINGS, SRC
 from tests.repository import TOP, project_files, section_of
@@ -81,7 +83,38 @@ class TestFiles:
             depth, rest = line.index("── ") // 4, line.split("── ")[1]
             folders[depth:] = [rest.partition("#")[0].strip()]
             path = TOP.joinpath(*folders)
-            assert path.exists(), line
+            where = f"README.md:{README[: README.index(line)].count(chr(10)) + 1}"
+            assert path.exists(), f"{path.relative_to(TOP)} is gone: remove {where}"
+
+    def test_tables_in_the_readme_are_the_real_ones(self) -> None:
+        sketch = section_of(README, "### 5.2 Database model")
+        missing = Base.metadata.tables.keys() - set(re.findall(r"\w+", sketch))
+        where = f"README.md:{README[: README.index(sketch)].count(chr(10)) + 3}"
+        added = "\n".join(f"    {name}" for name in sorted(missing))
+        assert not missing, f"draw these tables at {where}, too:\n{added}\n"
+        drawing = sketch.partition("```text")[2].partition("```")[0]
+        drawn = set(re.findall(r"(?:^|[<─] ?)([a-z_]+)(?= |$)", drawing, re.MULTILINE))
+        gone = drawn - Base.metadata.tables.keys()
+        assert not gone, f"remove from the sketch at {where}: {', '.join(sorted(gone))}"
+
+    def test_errors_in_their_list_are_the_real_ones(self) -> None:
+        """The list at the beginning of `app/core/exceptions.py` has each class of the module, below its base."""
+        bases: list[str] = []
+        listed = {}
+        for line in (exceptions.__doc__ or "").splitlines():
+            if found := re.match(r"([│├└─ ]*)(\w+Error)\b", line):
+                depth = len(found[1]) // 4
+                bases[depth:] = [found[2]]
+                listed[found[2]] = bases[depth - 1] if depth else None
+        classes = {
+            name: each.__mro__[1].__name__ if each.__mro__[1].__module__ == exceptions.__name__ else None
+            for name, each in vars(exceptions).items()
+            if isinstance(each, type) and each.__module__ == exceptions.__name__
+        }
+        for name in classes.keys() | listed.keys():
+            assert name in classes, f"{name} is gone: remove it from the list at src/app/core/exceptions.py:3"
+            place = f"below {classes[name]} in" if classes[name] else "to"
+            assert listed.get(name, "") == classes[name], f"add {name} {place} the list at src/app/core/exceptions.py:3"
 
 
 class TestLocks:
@@ -337,4 +370,9 @@ class TestUsernames:
         words = {word.partition(".")[0] for word in first if not word.startswith("{")} | {"me"}
         assert {"user", "tasks", "docs", "health"} <= words
         possible = {word for word in words if re.fullmatch(r"[a-z0-9]{2,20}", word)}
-        assert possible <= RESERVED_USERNAMES
+        missing = ", ".join(f'"{word}"' for word in sorted(possible - RESERVED_USERNAMES))
+        lines = (SRC / "app" / "schemas" / "user.py").read_text().splitlines()
+        line = next(number for number, text in enumerate(lines, 1) if text.startswith("RESERVED_USERNAMES"))
+        assert not missing, (
+            f"a user with this name would hide a route: add at src/app/schemas/user.py:{line + 1}\n    {missing},\n"
+        )
