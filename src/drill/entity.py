@@ -317,7 +317,7 @@ def _output(command: list[str], folder: Path) -> str:
 
 def follow(top: Path, printed: str) -> bool:
     """Do what the messages say: run a target of make, and paste lines at their place. Return whether any said so."""
-    text = re.sub(r"^E {0,7}", "", printed, flags=re.MULTILINE)
+    text = re.sub(r"^E {0,5}", "", printed, flags=re.MULTILINE)
     targets = {*re.findall(r": (make [a-z]+)$", text, re.MULTILINE)}
     lines = {*re.findall(r" at ([\w/.-]+):(\d+)[^\n]*\n((?: {4}.+\n)+)", text)}
     for file, number, added in sorted(lines, key=lambda each: -int(each[1])):

@@ -25,7 +25,7 @@ METHODS = {"get", "post", "put", "patch", "delete"}
 WITH_DECIMALS = """
 [[operations]]
 include-operation-id = "{}"
-checks.positive_data_acceptance.enabled = false
+checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422"]
 """
 
 
