@@ -16,7 +16,6 @@ from tests.repository import TOP, blocks_of, project_files, section_of
 
 PAGE = TOP / "docs" / "taking-out.md"
 SECTIONS = {"posts": "## Posts", "tiers": "## Tiers and rate limits", "tasks": "## Tasks"}
-AFTERWARDS = "## Afterwards"
 
 
 class TakingOutError(Exception):
@@ -44,15 +43,19 @@ def copy(top: Path) -> None:
 
 
 def take_out(top: Path, names: Sequence[str]) -> None:
-    """Do what the page says, block by block."""
-    page = PAGE.read_text()
-    for heading in [*(SECTIONS[name] for name in names), AFTERWARDS]:
-        for block in blocks_of(section_of(page, heading)):
+    """Do what the page says, block by block; what two chapters say in the same words is done once."""
+    page, done = PAGE.read_text(), set[tuple[str, str]]()
+    for name in names:
+        for block in blocks_of(section_of(page, SECTIONS[name])):
             if block.language == "sh":
                 run(top, block.text)
-            else:
-                file, _, change = block.text.partition("\n")
-                edit(top / file.removeprefix("# "), change)
+                continue
+            first_line, _, changes = block.text.partition("\n")
+            [file] = top.glob(first_line.removeprefix("# "))
+            for change in re.split(r"^@@.*\n", changes, flags=re.MULTILINE):
+                if (first_line, change) not in done:
+                    edit(file, change)
+                    done.add((first_line, change))
 
 
 def run(top: Path, script: str) -> None:
@@ -61,13 +64,10 @@ def run(top: Path, script: str) -> None:
 
 
 def edit(file: Path, change: str) -> None:
-    """Change each hunk of a diff; `@@` stands between two. Its old lines must be in the file once."""
-    text = file.read_text()
-    for hunk in re.split(r"^@@.*\n", change, flags=re.MULTILINE):
-        lines = hunk.splitlines(keepends=True)
-        old = "".join(line[1:] or "\n" for line in lines if not line.startswith("+"))
-        new = "".join(line[1:] or "\n" for line in lines if not line.startswith("-"))
-        if (found := f"\n{text}".count(f"\n{old}")) != 1:
-            raise TakingOutError(f"{file}: {found} places for\n{hunk}")
-        text = f"\n{text}".replace(f"\n{old}", f"\n{new}", 1)[1:]
-    file.write_text(text)
+    """Replace the old lines of a diff, which must be in the file once, by the new ones."""
+    text, lines = file.read_text(), change.splitlines(keepends=True)
+    old = "".join(line[1:] or "\n" for line in lines if not line.startswith("+"))
+    new = "".join(line[1:] or "\n" for line in lines if not line.startswith("-"))
+    if (places := f"\n{text}".count(f"\n{old}")) != 1:
+        raise TakingOutError(f"{PAGE.name} names lines that are in {places} places of {file}:\n{change}")
+    file.write_text(f"\n{text}".replace(f"\n{old}", f"\n{new}", 1)[1:])

@@ -549,7 +549,7 @@ class TestErrors:
         ("values", "error", "detail"),
         [
             ({"name": "taken"}, DuplicateValueError, "Name already taken"),
-            ({"path": "taken"}, DuplicateValueError, "Drawer_id and path already taken"),
+            ({"path": "taken"}, DuplicateValueError, "Drawer id and path already taken"),
             ({"drawer_id": 7}, MissingReferenceError, MissingReferenceError.detail),
             ({"name": "a" * 301}, InvalidValueError, InvalidValueError.detail),
             ({"name": "a\x00"}, InvalidValueError, InvalidValueError.detail),

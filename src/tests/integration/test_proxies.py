@@ -16,6 +16,11 @@ from tests.specimen.main import SPECIMEN
 TASK = "/api/v1/specimen/job?message=x"
 
 
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
+
+
 def address(peer: str | None, *forwarded: str, trusted: str = "") -> str:
     """Return the client's address for a peer and its `X-Forwarded-For` headers, which the server itself ignores."""
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
