@@ -13,6 +13,7 @@ from pathlib import Path
 from drill.taking_out import copy
 
 FILES = {
+    "src/app/domain/__init__.py": "",
     "src/app/domain/product.py": """\
 from enum import StrEnum
 

@@ -1,6 +1,8 @@
 """The OpenAPI document, and whether the application complies with it."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +100,12 @@ class TestDocument:
                 assert "401" in statuses, f"{name}: give its route responses=responses(UnauthorizedError)"
             if operation.get("parameters") or "requestBody" in operation:
                 assert "422" in statuses, name
+
+    def test_patterns_exclude_the_same_for_pydantic_and_for_clients(self) -> None:
+        r"""JavaScript's `\s` has fewer characters than Pydantic's, so `[^\s]` allows a client what Pydantic refuses."""
+        patterns = set(re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', json.dumps(the_app.openapi())))
+        for pattern in map(json.loads, patterns):
+            assert not re.search(r"\\[SWD]|\[\^[^\]]*\\[swd]", pattern), f"spell the characters out in {pattern}"
 
     def test_errors_have_one_form(self, operations: dict[str, Any]) -> None:
         for name, operation in operations.items():
