@@ -44,7 +44,9 @@ class PersistentDeletion(MappedAsDataclass):
 
 # PostgreSQL stores no NUL; a pattern also makes Pydantic refuse lone surrogates.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
-WebUrl = Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00]+$")]
+# Spaces are spelled out: what `\s` means differs between Pydantic and the clients that read the API's document.
+_SPACES = r"\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+WebUrl = Annotated[str, StringConstraints(max_length=2048, pattern=f"^https?://[^{_SPACES}]+$")]
 RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 

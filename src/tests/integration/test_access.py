@@ -1,4 +1,4 @@
-"""Access rights: every operation of the OpenAPI document, tried as each kind of caller."""
+"""Access rights and number of statements: every operation of the OpenAPI document, tried as each kind of caller."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ from app.core import queue
 from app.main import app as the_app
 from app.models.user import User
 from tests.factories import PASSWORD, make_password_reset, make_superuser, make_user, passwords
+from tests.fixtures import Statements
 from tests.helper import assert_unauthorized, sign_in
-from tests.operations import Rows, operations, place, refused
+from tests.operations import Operation, Rows, operations, place, refused
 
 WHO = ("anonymous", "other", "owner", "superuser", "deleted", "ended")
 # The statuses for these callers, in this order. Every route that reads tokens refuses those of ended sessions.
@@ -75,6 +76,13 @@ ROWS = {
     "patch_rate_limit": SUPERUSER,
     "erase_rate_limit": SUPERUSER,
 }
+
+
+# One reads the caller, one looks something up, two write.
+FEW = 4
+# Routes that run more statements, with their number.
+STATEMENTS: dict[str, int] = {
+}  # fmt: skip
 
 
 @dataclass
@@ -167,14 +175,29 @@ async def fail_task(task_id: str) -> None:
 
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("name", [name for name in ROWS if name in operations()])
-async def test_answer(client: httpx.AsyncClient, world: World, name: str, who: str) -> None:
+async def test_answer(client: httpx.AsyncClient, world: World, statements: Statements, name: str, who: str) -> None:
     operation = operations()[name]
     answer = ROWS[name].replace("200", str(operation.success)).split()[WHO.index(who)]
     request = REQUESTS[name](world) if name in REQUESTS else await world.rows.request(operation)
     url = await world.rows.url(operation)
+    statements.clear()
     response = await client.request(operation.method, url, headers=world.headers, **request)
     if response.status_code in {404, 409, 422}:
         assert response.status_code == int(answer), refused(operation, response)
     assert response.status_code == int(answer), response.text
     if response.status_code == 401:
         assert_unauthorized(response)
+    assert_few_statements(operation, statements)
+
+
+def assert_few_statements(operation: Operation, statements: Statements) -> None:
+    """Assert that a request ran few statements, and those of its write in one transaction."""
+    begun = [sql for sql in statements.written if sql.startswith("BEGIN")]
+    ran = [sql for _, sql in statements.all if not sql.startswith(("BEGIN", "COMMIT", "ROLLBACK"))]
+    listed = "\n".join(ran)
+    assert len(begun) <= 1, f"{operation} began {len(begun)} transactions:\n{listed}"
+    line = f'    "{operation.name}": {len(ran)},\n'
+    assert len(ran) <= STATEMENTS.get(operation.name, FEW), (
+        f"{operation} ran these statements:\n{listed}\n"
+        f"If it needs them all, add to STATEMENTS, at {place('integration/test_access.py', 'STATEMENTS')}\n{line}"
+    )

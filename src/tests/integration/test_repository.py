@@ -87,12 +87,12 @@ class TestFiles:
             assert path.exists(), f"{path.relative_to(TOP)} is gone: remove {where}"
 
     def test_tables_in_the_readme_are_the_real_ones(self) -> None:
-        sketch = section_of(README, "### 5.2 Database model")
+        above, sketch = README.split("\n### 5.2 Database model\n")[0], section_of(README, "### 5.2 Database model")
+        drawing = sketch.partition("```text\n")[2].partition("```")[0]
+        where = f"README.md:{(above + sketch.partition('```text')[0]).count(chr(10)) + 3}"
         missing = Base.metadata.tables.keys() - set(re.findall(r"\w+", sketch))
-        where = f"README.md:{README[: README.index(sketch)].count(chr(10)) + 3}"
-        added = "\n".join(f"    {name}" for name in sorted(missing))
-        assert not missing, f"draw these tables at {where}, too:\n{added}\n"
-        drawing = sketch.partition("```text")[2].partition("```")[0]
+        added = "".join(f"    {name}\n" for name in sorted(missing))
+        assert not missing, f"draw these tables, too, at {where}\n{added}"
         drawn = set(re.findall(r"(?:^|[<─] ?)([a-z_]+)(?= |$)", drawing, re.MULTILINE))
         gone = drawn - Base.metadata.tables.keys()
         assert not gone, f"remove from the sketch at {where}: {', '.join(sorted(gone))}"
