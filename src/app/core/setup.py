@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -102,7 +101,7 @@ def create_application(
         lifespan=resources.lifespan,
         middleware=_middleware(resources),
         exception_handlers=dict(exception_handlers),
-        generate_unique_id_function=_operation_id,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -115,10 +114,6 @@ def create_application(
         add_docs(app, [Depends(docs_guard)] if settings.ENVIRONMENT is EnvironmentOption.STAGING else [])
     prepare_cached_routes(app)
     return app
-
-
-def _operation_id(route: APIRoute) -> str:
-    return route.name
 
 
 def _middleware(resources: Resources) -> list[Middleware]:

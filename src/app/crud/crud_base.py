@@ -102,15 +102,6 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         rows = await fetch_all(db, sql.select_count(self.model, shape), parameters)
         return int(rows[0][0])
 
-    async def lock_key(self, db: AsyncSession, **filters: Any) -> Any:
-        """Return the primary key of the one row that matches, or None, and lock it until the commit.
-
-        Meanwhile no other transaction deletes the row or changes a unique column of it, such as a name.
-        """
-        shape, parameters = sql.parse_filters(self.model, filters)
-        statement = sql.select_locked(self.model, sql.key_names(self.model), shape)
-        return (await db.execute(statement, parameters)).scalar_one_or_none()
-
     async def create(self, db: AsyncSession, object: CreateT, **values: Any) -> ModelT:
         """Insert a row and return it as the model, with what the database filled in.
 
@@ -119,7 +110,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         for name, value in values.items():
             if isinstance(value, sql.Lookup):
                 shape, parameters = sql.parse_filters(value.model, value.filters)
-                found = await db.execute(sql.select_locked(value.model, (value.column,), shape), parameters)
+                found = await db.execute(sql.select_locked(value.model, value.column, shape), parameters)
                 if (row := found.one_or_none()) is None:
                     raise NotFoundError(f"{value.model.__name__} not found")
                 values[name] = row[0]

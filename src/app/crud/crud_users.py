@@ -1,7 +1,7 @@
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, null, or_, select, update
+from sqlalchemy import and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import BUILT_ONCE, Database, fetch_all
@@ -16,28 +16,21 @@ from app.models.user import User
 from app.schemas.rate_limit import RateLimitRead
 from app.schemas.user import Caller, UserCreateInternal, UserReadOwn, UserUpdate
 
-
-def _select_caller(*session: ColumnElement[Any]) -> Select[Any]:
-    return (
-        select(
-            *(getattr(User, key) for key in Caller.__annotations__ if key in columns_of(User)),
-            *session,
-            RateLimit.limit.label("rate_limit"),
-            RateLimit.period.label("rate_period"),
-        )
-        .select_from(User)
-        .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
-        .where(User.uuid == bindparam("user"), ~User.is_deleted)
-        .execution_options(**BUILT_ONCE)
+_SELECT_CALLER = (
+    select(
+        *(getattr(User, key) for key in Caller.__annotations__ if key in columns_of(User)),
+        Session.id.label("session_id"),
+        Session.created_at.label("session_created_at"),
+        RateLimit.limit.label("rate_limit"),
+        RateLimit.period.label("rate_period"),
     )
-
-
-_SELECT_CALLER = _select_caller(null().label("session_id"), null().label("session_created_at"))
-_SELECT_CALLER_IN_SESSION = _select_caller(
-    Session.id.label("session_id"), Session.created_at.label("session_created_at")
-).join(
-    Session,
-    and_(Session.user_id == User.id, Session.uuid == bindparam("session"), Session.expires_at > func.now()),
+    .outerjoin(
+        Session,
+        and_(Session.user_id == User.id, Session.uuid == bindparam("session"), Session.expires_at > func.now()),
+    )
+    .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
+    .where(User.uuid == bindparam("user"), ~User.is_deleted)
+    .execution_options(**BUILT_ONCE)
 )
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
@@ -65,12 +58,9 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
     async def get_caller(self, db: Database, uuid: UUID, path: str, session: UUID | None = None) -> Caller | None:
         """Return the active user whom a token names, with the rate limit of their tier for a sanitized path, or None.
 
-        If the uuid of a session is given, the session must not have ended.
+        `session_id` is None if the session with this uuid has ended.
         """
-        statement, values = _SELECT_CALLER, {"user": uuid, "path": path}
-        if session is not None:
-            statement, values["session"] = _SELECT_CALLER_IN_SESSION, session
-        rows = await fetch_all(db, statement, values)
+        rows = await fetch_all(db, _SELECT_CALLER, {"user": uuid, "path": path, "session": session})
         return cast(Caller, dict(zip(_CALLER_KEYS, rows[0], strict=True))) if rows else None
 
     async def get_with_rate_limits(self, db: Database, username: str) -> dict[str, Any] | None:
