@@ -12,6 +12,7 @@ from sqlalchemy.pool import NullPool
 import app.models  # noqa: F401  (fills the metadata)
 from app.core.config import settings
 from app.core.database import Base, database_url
+from migrations.enums import manage_enums, render_item
 
 LOCK = 7_018_503_412_021  # any number, but the same in every process
 
@@ -31,6 +32,8 @@ def run(connection: Connection | None) -> None:
         url=None if connection else database_url(settings).render_as_string(hide_password=False),
         target_metadata=Base.metadata,
         include_object=include_object,
+        process_revision_directives=manage_enums,
+        render_item=render_item,
         transaction_per_migration=False,
         literal_binds=connection is None,
     )

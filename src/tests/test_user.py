@@ -4,7 +4,7 @@ import httpx
 
 from app.core.config import settings
 from app.models.user import User
-from tests.helper import _get_token
+from tests.helper import get_token
 
 PASSWORD = settings.TEST_PASSWORD.get_secret_value()
 ADMIN_PASSWORD = settings.ADMIN_PASSWORD.get_secret_value()
@@ -35,7 +35,7 @@ async def test_get_multiple_users(client: httpx.AsyncClient, user: User) -> None
 
 
 async def test_patch_user(client: httpx.AsyncClient, user: User) -> None:
-    token = await _get_token(user.username, PASSWORD, client)
+    token = await get_token(user.username, PASSWORD, client)
     headers = {"Authorization": f"Bearer {token}"}
     response = await client.patch(f"/api/v1/user/{user.username}", json={"name": "Changed Name"}, headers=headers)
     assert response.status_code == 200
@@ -43,7 +43,7 @@ async def test_patch_user(client: httpx.AsyncClient, user: User) -> None:
 
 
 async def test_delete_user(client: httpx.AsyncClient, user: User) -> None:
-    token = await _get_token(user.username, PASSWORD, client)
+    token = await get_token(user.username, PASSWORD, client)
     headers = {"Authorization": f"Bearer {token}"}
     response = await client.delete(f"/api/v1/user/{user.username}", headers=headers)
     assert response.status_code == 200
@@ -51,7 +51,7 @@ async def test_delete_user(client: httpx.AsyncClient, user: User) -> None:
 
 
 async def test_delete_db_user(client: httpx.AsyncClient, user: User, superuser: User) -> None:
-    token = await _get_token(superuser.username, ADMIN_PASSWORD, client)
+    token = await get_token(superuser.username, ADMIN_PASSWORD, client)
     headers = {"Authorization": f"Bearer {token}"}
     response = await client.delete(f"/api/v1/db_user/{user.username}", headers=headers)
     assert response.status_code == 200

@@ -135,7 +135,7 @@ async def rate_limiter(request: Request, user: OptionalUser) -> None:
         limit, period = user["rate_limit"], user["rate_period"]
     elif isinstance(settings, DefaultRateLimitSettings):
         limit, period = settings.DEFAULT_RATE_LIMIT_LIMIT, settings.DEFAULT_RATE_LIMIT_PERIOD
-        if user is not None:
+        if user is not None and limiter.reports(path):
             values = {"user_id": user["id"], "tier_id": user["tier_id"], "path": path, "limit": limit, "period": period}
             logger.warning("no rate limit for this tier and path, the default is used", extra=values)
     else:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from dataclasses import dataclass
 from typing import cast
 
@@ -31,6 +32,8 @@ local blocking = limit > 0 and redis.call('LINDEX', KEYS[1], limit - 1) or now
 return {0, 0, period - (now - blocking)}
 """
 
+_REPORT_SECONDS = 3600
+
 
 @dataclass(frozen=True, slots=True)
 class Quota:
@@ -57,10 +60,20 @@ class RateLimiter:
     def __init__(self) -> None:
         self.server = RedisServer("rate limit")
         self._fail_open = True
+        self.reported: dict[str, float] = {}
+        """When this process last logged that a path has no rule, by its monotonic clock."""
 
     def open(self, settings: RedisRateLimiterSettings) -> None:
         self._fail_open = settings.RATE_LIMIT_FAIL_OPEN
         self.server.open(settings, "REDIS_RATE_LIMIT", settings.REDIS_RATE_LIMIT_TIMEOUT)
+
+    def reports(self, path: str) -> bool:
+        """Tell whether to log that a path has no rule: once an hour."""
+        now = time.monotonic()
+        if now - self.reported.get(path, -_REPORT_SECONDS) < _REPORT_SECONDS:
+            return False
+        self.reported[path] = now
+        return True
 
     async def hit(self, key: str, limit: int, period: int) -> Quota | None:
         """Count a request under `key` if fewer than `limit` passed in the last `period` seconds.

@@ -6,8 +6,10 @@ inside `async with db.begin_nested():`.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Generic, cast
 
+import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy import ClauseElement, CursorResult, Executable, Update, delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,11 +27,43 @@ UpdateInternalT = TypeVar("UpdateInternalT", bound=BaseModel, default=UpdateT)
 DeleteT = TypeVar("DeleteT", bound=BaseModel, default=BaseModel)
 
 Schema = type[BaseModel] | Sequence[str]
+_STORED_AS_GIVEN = {
+    sa.BigInteger, sa.Boolean, sa.Date, sa.Enum, sa.Integer, sa.Interval, sa.LargeBinary, sa.SmallInteger, sa.String,
+    sa.Text, sa.Time, sa.Unicode, sa.UnicodeText, sa.Uuid,
+}  # fmt: skip
 
 
 async def execute_write(db: AsyncSession, statement: Executable, parameters: Mapping[str, Any] | None = None) -> int:
     """Run an UPDATE or DELETE; return the number of its rows."""
     return cast("CursorResult[Any]", await db.execute(statement, parameters)).rowcount
+
+
+@lru_cache
+def _inexact_columns(model: type[Base]) -> Mapping[str, bool]:
+    """Return the attributes that may be stored otherwise than given: rounded, padded, computed or set by a trigger.
+
+    A moment is False: it differs if it is not in UTC.
+    """
+    columns = sql.columns_of(model).items()
+    differs = {
+        name: not isinstance(column, sa.Column)
+        or type(column.server_default) is sa.FetchedValue
+        or type(column.type) not in {*_STORED_AS_GIVEN, sa.DateTime}
+        for name, column in columns
+    }
+    return {name: differs[name] for name, column in columns if differs[name] or type(column.type) is sa.DateTime}
+
+
+async def _refresh(db: AsyncSession, row: Base) -> None:
+    """Read again what the database may have changed of a row that was just written."""
+    given = sa.inspect(row).dict
+    names = [
+        name
+        for name, differs in _inexact_columns(type(row)).items()
+        if differs or ((moment := given.get(name)) is not None and moment.utcoffset())
+    ]
+    if names:
+        await db.refresh(row, names)
 
 
 class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
@@ -103,7 +137,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         return int(rows[0][0])
 
     async def create(self, db: AsyncSession, object: CreateT, **values: Any) -> ModelT:
-        """Insert a row and return it as the model, with what the database filled in.
+        """Insert a row and return it as the model, as the database holds it: rounded to the scale of a price, say.
 
         `values` are columns that the schema does not have, such as the owner of the row; a `Lookup` is looked up first.
         """
@@ -117,13 +151,16 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         row = self.model(**object.model_dump(), **values)
         db.add(row)
         await db.flush()
+        await _refresh(db, row)
         return row
 
     async def update(
         self, db: AsyncSession, object: UpdateT | UpdateInternalT | Mapping[str, Any], **filters: Any
     ) -> int:
         """Set what `object` sets, and `updated_at`, in all rows that match; return their number."""
-        return await execute_write(db, *self._update_statement(db, object, filters))
+        count = await execute_write(db, *self._update_statement(db, object, filters))
+        await self._refresh_loaded(db)
+        return count
 
     async def update_one(
         self,
@@ -136,6 +173,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         columns = sql.columns_to_select(self.model, schema_to_select)
         statement, parameters = self._update_statement(db, object, filters, columns)
         row = (await db.execute(statement, parameters)).one_or_none()
+        await self._refresh_loaded(db)
         return None if row is None else dict(zip(columns, row, strict=True))
 
     async def delete(self, db: AsyncSession, db_row: ModelT | Mapping[str, Any] | None = None, **filters: Any) -> int:
@@ -167,6 +205,11 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         return await execute_write(
             db, delete(self.model).where(*sql.where_clauses(self.model, shape, lock=True)), parameters
         )
+
+    async def _refresh_loaded(self, db: AsyncSession) -> None:
+        for row in [*db.identity_map.values()]:
+            if isinstance(row, self.model):
+                await _refresh(db, row)
 
     def _parse_filters_of_write(self, filters: Mapping[str, Any]) -> tuple[sql.FilterShape, dict[str, Any]]:
         if not filters:

@@ -11,8 +11,8 @@ from app.schemas.rate_limit import RateLimitRead
 
 # Words that routes use, or are likely to use, where a path may have a username.
 RESERVED_USERNAMES = frozenset({
-    "api", "docs", "health", "login", "logout", "me", "openapi", "password", "post", "posts", "redoc", "refresh",
-    "task", "tasks", "tier", "tiers", "user", "users",
+    "api", "docs", "health", "login", "logout", "me", "openapi", "password",
+    "post", "posts", "redoc", "refresh", "task", "tasks", "tier", "tiers", "user", "users",
 })  # fmt: skip
 
 

@@ -167,6 +167,10 @@ class TestSharedLimits:
 
 
 class TestRules:
+    @pytest.fixture(autouse=True)
+    def _nothing_reported(self) -> None:
+        the_app.state.resources.limiter.reported.clear()
+
     @pytest.fixture
     async def limited(self, headers_for: HeadersFor) -> dict[str, str]:
         """A user whose tier allows three requests to the route that makes tasks."""
@@ -206,6 +210,34 @@ class TestRules:
         assert len(logs.named("no rate limit for this tier and path, the default is used")) == 1
         last = [line for line in logger.LOG_FILE.read_text().splitlines() if "WARNING" in line][-1]
         assert f"the default is used user_id={user.id} tier_id=null" in last
+
+    async def test_log_once_per_route_and_hour(
+        self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User, logs: LogRecords
+    ) -> None:
+        users = [user, await make_user(), await make_user(tier_id=(await make_tier()).id)]
+        router = APIRouter(dependencies=[Depends(rate_limiter)])
+
+        @router.get("/one/{number}")
+        @router.get("/two/{number}")
+        async def limited(number: int) -> None: ...
+
+        application = build(router)
+        headers = [await headers_for(each) for each in users]
+        async with open_client(application) as own:
+
+            async def paths_logged() -> list[str]:
+                before = len(logs.records)
+                for number in range(2):
+                    for each in headers:
+                        for path in ("one", "two"):
+                            assert (await own.get(f"/{path}/{number}", headers=each)).status_code == 200
+                new = [record for record in logs.records[before:] if "the default is used" in record.getMessage()]
+                return [str(vars(record)["path"]) for record in new]
+
+            assert await paths_logged() == ["one_{number}", "two_{number}"]
+            assert await paths_logged() == []
+            application.state.resources.limiter.reported["one_{number}"] -= 3600
+            assert await paths_logged() == ["one_{number}"]
 
     async def test_rule_that_changes(
         self, client: httpx.AsyncClient, limited: dict[str, str], superuser_headers: dict[str, str]

@@ -113,7 +113,7 @@ class TestWriteRateLimit:
     ) -> None:
         await make_rate_limit(tier, path="api_v1_tasks_task")
         response = await client.post("/api/v1/tier/free/rate_limit", json=LIMIT, headers=superuser_headers)
-        assert_error(response, 409, "Tier_id and path already taken")
+        assert_error(response, 409, "Tier id and path already taken")
         assert len(await fetch("SELECT FROM rate_limit")) == 1
 
     async def test_same_path_in_another_tier(
@@ -239,7 +239,7 @@ class TestPatchRateLimit:
         same_name = await client.patch(path, json={"name": "second"}, headers=superuser_headers)
         same_path = await client.patch(path, json={"path": "two"}, headers=superuser_headers)
         assert_error(same_name, 409, "Name already taken")
-        assert_error(same_path, 409, "Tier_id and path already taken")
+        assert_error(same_path, 409, "Tier id and path already taken")
         assert (await fetch("SELECT name, path FROM rate_limit ORDER BY id"))[0] == {"name": "first", "path": "one"}
 
     async def test_not_found(self, client: httpx.AsyncClient, tier: Tier, superuser_headers: dict[str, str]) -> None:

@@ -14,6 +14,8 @@ from fastapi.security.base import SecurityBase
 
 from app.core.exceptions import CacheIdentificationInferenceError, InvalidRequestError
 
+ONLY_ONE = "all"
+"""The resource id of an endpoint without path and query parameters, such as a short list."""
 _GLOB = re.compile(r"([*?\[\]\\])")
 
 
@@ -33,8 +35,10 @@ class CacheOptions:
         self._hints = get_type_hints(endpoint)
         self._parameters = inspect.signature(endpoint).parameters
         self.request_name = self._find_request()
-        id_name = resource_id_name or self._infer_id_name(resource_id_type)
-        self.key_template = f"{key_prefix}:{{{id_name}}}"
+        if resource_id_name is None and not takes_parameters(get_dependant(path="/", call=endpoint)):
+            self.key_template = f"{key_prefix}:{ONLY_ONE}"
+        else:
+            self.key_template = f"{key_prefix}:{{{resource_id_name or self._infer_id_name(resource_id_type)}}}"
         self.extra_key_templates = [f"{prefix}:{resource_id}" for prefix, resource_id in extra_keys.items()]
         self.extra_pattern_templates = list(extra_patterns)
         self.key_names = self._check_names(self.key_template)
@@ -101,3 +105,8 @@ def depends_on_caller(dependant: Dependant) -> bool:
         or bool(dependant.header_params or dependant.cookie_params)
         or any(map(depends_on_caller, dependant.dependencies))
     )
+
+
+def takes_parameters(dependant: Dependant) -> bool:
+    """Tell whether the endpoint or a dependency takes path or query parameters."""
+    return bool(dependant.path_params or dependant.query_params) or any(map(takes_parameters, dependant.dependencies))

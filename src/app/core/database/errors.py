@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 import asyncpg
-from sqlalchemy import UniqueConstraint
 from sqlalchemy.engine import ExceptionContext
 
 from app.core import exceptions as errors
@@ -50,15 +49,19 @@ def translate_error(server: PostgresServer, context: ExceptionContext) -> None:
 def translated_error(cause: BaseException, *, is_disconnect: bool, is_delete: bool) -> errors.AppError | None:
     """Return the error of ours for a driver's error, or None. `is_delete` tells the two foreign-key errors apart."""
     state: str = getattr(cause, "sqlstate", None) or ""
+    constraint: str | None = getattr(cause, "constraint_name", None)
+    error: errors.AppError | None = None
     if is_disconnect or state in _TEMPORARY or state.startswith(("08", "53")):
-        return errors.DatabaseUnavailableError()
-    if state == "23505":
-        return errors.DuplicateValueError(_duplicate_columns(getattr(cause, "constraint_name", None)))
-    if state in {"23001", "23503"}:
-        return errors.StillReferencedError() if is_delete else errors.MissingReferenceError()
-    if state.startswith("22") or state in {"23502", "23514"} or isinstance(cause, asyncpg.DataError):
-        return errors.InvalidValueError()
-    return None
+        error = errors.DatabaseUnavailableError()
+    elif state in {"23505", "23P01"}:
+        error = errors.DuplicateValueError(_duplicate_columns(constraint))
+    elif state in {"23001", "23503"}:
+        error = errors.StillReferencedError() if is_delete else errors.MissingReferenceError()
+    elif state.startswith("22") or state in {"23502", "23514"} or isinstance(cause, asyncpg.DataError):
+        error = errors.InvalidValueError()
+    if error is not None:
+        error.constraint = constraint
+    return error
 
 
 def _remove_row_values(context: ExceptionContext, cause: Any) -> None:
@@ -70,8 +73,10 @@ def _remove_row_values(context: ExceptionContext, cause: Any) -> None:
 
 
 def _duplicate_columns(constraint_name: str | None) -> str | None:
-    for table in Base.metadata.tables.values():
-        for constraint in table.constraints:
-            if isinstance(constraint, UniqueConstraint) and constraint.name == constraint_name:
-                return f"{' and '.join(column.name for column in constraint.columns)} already taken".capitalize()
+    """Name the columns of a unique constraint, unique index or primary key in words."""
+    mapped: list[Any] = [mapper.local_table for mapper in Base.registry.mappers]  # also of other metadata
+    for table in (*Base.metadata.tables.values(), *mapped):
+        for each in (*table.constraints, *table.indexes):
+            if constraint_name is not None and each.name == constraint_name and each.columns:
+                return f"{' and '.join(each.columns.keys())} already taken".replace("_", " ").capitalize()
     return None
