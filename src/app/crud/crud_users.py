@@ -1,12 +1,11 @@
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import and_, bindparam, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.exceptions import ConflictError
-from app.core.models import now
 from app.crud.crud_base import CRUDBase
 from app.crud.statements import Lookup, columns_of
 from app.models.password_reset import PasswordReset
@@ -95,21 +94,12 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
 
         The token must not have expired, and the user must still have the address that it was mailed to.
         """
-        redeemed = (
-            delete(PasswordReset)
-            .where(PasswordReset.token_hash == token_hash, PasswordReset.expires_at > func.now())
-            .returning(PasswordReset.user_id, PasswordReset.email)
-            .cte("redeemed")
-        )
-        statement = (
-            update(User)
-            .where(User.id == redeemed.c.user_id, User.email == redeemed.c.email, ~User.is_deleted)
-            .values(hashed_password=new_hash, updated_at=now())
-            .returning(User.id, User.username, User.email)
-            .execution_options(synchronize_session=False)
-        )
-        row = (await db.execute(statement)).one_or_none()
-        return None if row is None else {"id": row.id, "username": row.username, "email": row.email}
+        is_valid = PasswordReset.token_hash == token_hash, PasswordReset.expires_at > func.now()
+        redeem = delete(PasswordReset).where(*is_valid).returning(PasswordReset.user_id, PasswordReset.email)
+        if (token := (await db.execute(redeem)).one_or_none()) is None:
+            return None
+        owner = {"id": token.user_id, "email": token.email, "is_deleted": False}
+        return await self.update_one(db, {"hashed_password": new_hash}, ["id", "username", "email"], **owner)
 
     def id_of(self, username: str, **filters: Any) -> Lookup:
         """The id of the active user with this name, as a value in queries of other tables."""
