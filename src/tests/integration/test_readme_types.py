@@ -49,7 +49,7 @@ def type_in_all(clone: Path) -> list[str]:
             file = clone / str(block.file)
             files.append(file)
             if file.stem != "__init__":
-                files.append(shutil.copy(file, file.with_stem(f"{file.stem}_{number}")))
+                files.append(Path(shutil.copy(file, file.with_stem(f"{file.stem}_{number}"))))
         else:
             files.append(clone / "src" / f"block_{number}.py")
             before = "from alembic import op\n\n" if block.text.startswith("op.") else ""
