@@ -5,6 +5,7 @@ raises an error of `app.core.exceptions`, and the transaction cannot continue. T
 inside `async with db.begin_nested():`.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Generic, cast
@@ -12,6 +13,7 @@ from typing import Any, Generic, cast
 import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy import ClauseElement, CursorResult, Executable, Update, delete, update
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
@@ -209,7 +211,8 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     async def _refresh_loaded(self, db: AsyncSession) -> None:
         for row in [*db.identity_map.values()]:
             if isinstance(row, self.model):
-                await _refresh(db, row)
+                with contextlib.suppress(InvalidRequestError):  # another transaction has deleted the row
+                    await _refresh(db, row)
 
     def _parse_filters_of_write(self, filters: Mapping[str, Any]) -> tuple[sql.FilterShape, dict[str, Any]]:
         if not filters:

@@ -112,9 +112,12 @@ async def serve() -> None:
     async with default_engines.write.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     async with transaction() as db:
-        db.add(Author(name="Jane Austen"))
+        author = Author(name="Jane Austen")
+        db.add(author)
         await db.flush()
         db.add_all([Novel(author_id=1, title="Emma"), Novel(author_id=1, title="Persuasion")])
+        await db.refresh(author, ["novels"])
+        print(*(novel.title for novel in author.novels))
     app = create_application(
         settings,
         lambda app, _: app.include_router(router),
@@ -142,3 +145,4 @@ async def test_relationships_as_in_the_readme(tmp_path: Path, run_program: RunPr
     novels = '[{"id":1,"title":"Emma"},{"id":2,"title":"Persuasion"}]'
     assert f'{{"id":1,"name":"Jane Austen","novels":{novels}}}\n' in program.output
     assert '{"detail": "Author not found"}' in program.output
+    assert "Emma Persuasion\n" in program.output

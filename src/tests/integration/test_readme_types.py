@@ -12,19 +12,21 @@ from tests.integration.test_readme import has_file, type_in
 from tests.repository import TOP, blocks_of
 
 README = (TOP / "README.md").read_text()
-# What a line in the text takes for granted.
+# The names that statements in the text take for granted. Add those of a new one here.
 NAMES = """
 import arq
 from functools import partial
+from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import queue
+from app.core.cache import store_of
 from app.core.database import on_commit
 from app.core.queue import ArqJob
 from app.models.book import Book
 
 
-async def line(db: AsyncSession, row: Book, task_id: str) -> None:
+async def line(request: Request, db: AsyncSession, row: Book, author: Book, task_id: str) -> None:
     """
 
 
@@ -49,7 +51,7 @@ def type_in_all(clone: Path) -> list[str]:
             file = clone / str(block.file)
             files.append(file)
             if file.stem != "__init__":
-                files.append(shutil.copy(file, file.with_stem(f"{file.stem}_{number}")))
+                files.append(Path(shutil.copy(file, file.with_stem(f"{file.stem}_{number}"))))
         else:
             files.append(clone / "src" / f"block_{number}.py")
             before = "from alembic import op\n\n" if block.text.startswith("op.") else ""
