@@ -5,6 +5,7 @@ The application is made from its settings alone. Global in the process are the d
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -60,6 +61,8 @@ class Resources:
         """Open the servers of the settings and close them in reverse order, also when a later one cannot be opened."""
         setup_logging()
         settings = self.settings
+        if not settings.SECRET_KEY:
+            logging.getLogger(__name__).warning("SECRET_KEY is not set: tokens are valid in this process only")
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.engines.close)
             if isinstance(settings, config.RedisCacheSettings):
@@ -90,8 +93,6 @@ def create_application(
     """
     resources = Resources(settings)
     contact = {"name": settings.CONTACT_NAME, "email": settings.CONTACT_EMAIL}
-    if "@" not in (settings.CONTACT_EMAIL or ""):
-        contact.pop("email")
     app = FastAPI(
         title=settings.APP_NAME,
         description=settings.APP_DESCRIPTION or "",
