@@ -76,6 +76,23 @@ class ReadSchema(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
+class WholeRow(ReadSchema):
+    """Base of the schema of a whole row, with the columns of `TimestampModel`."""
+
+    created_at: datetime
+    updated_at: datetime | None
+
+
+class DeletableRow(WholeRow):
+    uuid: UUID
+    deleted_at: datetime | None
+    is_deleted: bool
+
+
+class TokenData(BaseModel):
+    username_or_email: str
+
+
 class Token(BaseModel):
     """`refresh_token` is set for clients that ask for it in the body instead of a cookie."""
 
