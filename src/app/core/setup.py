@@ -6,13 +6,13 @@ The application is made from its settings alone. Global in the process are the d
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from fastapi.utils import generate_unique_id
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -131,7 +131,7 @@ def _operation_ids() -> Callable[[APIRoute], str]:
     first: dict[str, str] = {}
 
     def operation_id(route: APIRoute) -> str:
-        unique = generate_unique_id(route)
+        unique = re.sub(r"\W", "_", f"{route.name}{route.path}_{min(route.methods or ())}").lower()
         is_first = not route.include_in_schema or first.setdefault(route.name, unique) == unique
         return route.name if is_first else unique
 

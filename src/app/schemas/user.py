@@ -75,7 +75,10 @@ class User(UserReadOwn, DeletableRow):
 
 
 class UserCreate(UserBase, InputSchema):
+    """Only superusers may put a new user into a tier."""
+
     password: Password
+    tier_id: Annotated[RowId, JsonNumber] | None = None
 
     @model_validator(mode="after")
     def _refuse_weak_password(self) -> Self:
