@@ -12,7 +12,7 @@ from typing import Any
 
 from arq import cron
 
-from app.core.config import DEFAULT_ADMIN_EMAIL, EnvironmentOption, settings
+from app.core.config import DEFAULT_ADMIN_EMAIL, EnvironmentOption, RedisQueueSettings, refuse_missing, settings
 from app.core.database import default_engines, transaction
 from app.core.logger import setup_logging
 from app.core.mail import Mail, mailer_for
@@ -22,6 +22,8 @@ from app.core.security import hash_of, new_secret
 from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
+
+refuse_missing(RedisQueueSettings)
 
 PURGE_BATCH = 5000
 

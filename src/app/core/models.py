@@ -7,7 +7,6 @@ from uuid import UUID, uuid4
 from email_validator import EmailNotValidError, validate_email
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import DateTime
 from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
 
 
@@ -21,14 +20,14 @@ class UUIDModel(MappedAsDataclass):
 
 
 class TimestampModel(MappedAsDataclass):
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default_factory=now, init=False)
-    updated_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), default=None, init=False)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now, init=False)
+    updated_at: Mapped[datetime | None] = mapped_column(default=None, init=False)
 
 
 class PersistentDeletion(MappedAsDataclass):
     """Rows stay in the table when deleted: `CRUDBase.delete` marks them."""
 
-    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), default=None, init=False)
+    deleted_at: Mapped[datetime | None] = mapped_column(default=None, init=False)
     is_deleted: Mapped[bool] = mapped_column(default=False, init=False)
 
 
@@ -75,6 +74,23 @@ class ReadSchema(BaseModel):
     """Base of response bodies, made from a row, a model or a dict."""
 
     model_config = ConfigDict(from_attributes=True)
+
+
+class WholeRow(ReadSchema):
+    """Base of the schema of a whole row, with the columns of `TimestampModel`."""
+
+    created_at: datetime
+    updated_at: datetime | None
+
+
+class DeletableRow(WholeRow):
+    uuid: UUID
+    deleted_at: datetime | None
+    is_deleted: bool
+
+
+class TokenData(BaseModel):
+    username_or_email: str
 
 
 class Token(BaseModel):

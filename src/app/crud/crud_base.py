@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
 from app.core.database import Base, Database, fetch_all
-from app.core.exceptions import NotFoundError, UnknownFilterError
+from app.core.exceptions import InvalidValueError, NotFoundError, UnknownFilterError
 from app.core.models import now
 from app.crud import statements as sql
 
@@ -106,7 +106,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         `after`) and `items_per_page`.
         """
         if offset < 0 or limit < 1:
-            raise ValueError(f"offset must be 0 or more and limit 1 or more, not {offset} and {limit}")
+            raise InvalidValueError(f"offset must be 0 or more and limit 1 or more, not {offset} and {limit}")
         if after is not None and (offset or len(sql.primary_key(self.model)) > 1):
             raise ValueError("`after` goes with a primary key of one column, and not with an offset")
         columns = sql.columns_to_select(self.model, schema_to_select)

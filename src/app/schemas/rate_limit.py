@@ -2,7 +2,7 @@ from typing import Annotated, Self
 
 from pydantic import MISSING, AfterValidator, Field, StringConstraints, model_validator
 
-from app.core.models import InputSchema, JsonNumber, ReadSchema, Text
+from app.core.models import InputSchema, JsonNumber, ReadSchema, Text, WholeRow
 
 
 def sanitize_path(path: str) -> str:
@@ -29,6 +29,9 @@ class RateLimitRead(ReadSchema):
     path: str
     limit: int
     period: int
+
+
+class RateLimit(RateLimitRead, WholeRow): ...
 
 
 class RateLimitCreate(InputSchema):

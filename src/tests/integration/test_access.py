@@ -105,7 +105,7 @@ ROWS = {
     "change_password": Row(SIGNED_IN, request=change_of_password),
     "forget_password": Row(EVERYBODY, request=json(email="somebody@example.com"), success="202"),
     "reset_password": Row(EVERYBODY, request=json(token="mailed", new_password="N3w&better")),
-    "write_user": Row(EVERYBODY, request=SIGN_UP, success="201"),
+    "write_user": Row(PUBLIC, request=SIGN_UP, success="201"),
     "read_users": Row(EVERYBODY),
     "read_users_me": Row(SIGNED_IN),
     "read_user": Row(PUBLIC, post_of_owner),

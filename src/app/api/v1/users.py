@@ -52,16 +52,24 @@ Confirmation = Annotated[
     response_model=UserReadOwn,
     status_code=201,
     dependencies=[Depends(limit_sign_ups)],
-    responses=responses(errors.DuplicateValueError, errors.RateLimitExceededError),
+    responses=responses(
+        errors.UnauthorizedError,
+        errors.MissingReferenceError,
+        errors.DuplicateValueError,
+        errors.RateLimitExceededError,
+    ),
+    openapi_extra=TOKEN_OPTIONAL,
 )
-async def write_user(request: Request, user: schemas.UserCreate, db: SessionDep) -> User:
+async def write_user(request: Request, user: schemas.UserCreate, db: SessionDep, caller: OptionalUser) -> User:
     """Sign up."""
-    audit.note(request.scope, who=None)
+    audit.note(request.scope, who=caller and caller["id"])
+    if user.tier_id is not None and not (caller and caller["is_superuser"]):
+        raise errors.InvalidValueError("Only superusers may set the tier_id of a new user")
     hashed_password = await passwords_of(request).hash(user.password)
     internal = schemas.UserCreateInternal(**user.model_dump(exclude={"password"}), hashed_password=hashed_password)
     created = await crud_users.create(db, internal)
     _invalidate_new_name(request, db, created.username)
-    audit.note(request.scope, who=created.id)
+    audit.note(request.scope, **({"target": created.id} if caller else {"who": created.id}))
     return created
 
 
