@@ -28,6 +28,8 @@ from app.core.cache import cache, do_not_store
 from app.core.models import Message, RowId, Text
 from app.core.queue import ArqJob, queue_of
 from app.crud.crud_users import crud_users
+from app.crud.statements import Lookup
+from app.models.user import User
 from app.schemas.user import Username
 from tests.specimen.crud import crud_drawers, crud_moths, crud_slips
 from tests.specimen.models import Drawer, Moth, Slip
@@ -111,8 +113,8 @@ async def erase_moth(request: Request, username: Username, id: MothId, db: Sessi
 async def erase_db_moth(
     request: Request, username: Username, id: MothId, db: SessionDep, _: CurrentSuperuser
 ) -> Message:
-    user_id = await crud_users.lock_key(db, username=username)
-    if user_id is None or not await crud_moths.db_delete(db, id=id, created_by_user_id=user_id):
+    owner_id = Lookup(User, "id", {"username": username})  # also of a deleted user
+    if not await crud_moths.db_delete(db, id=id, created_by_user_id=owner_id):
         raise errors.NotFoundError("Moth not found")
     return Message(message="Moth deleted from the database")
 
@@ -162,16 +164,9 @@ slips = APIRouter(
 )
 
 
-async def get_drawer_id(drawer_name: Text, db: SessionDep) -> int:
-    return int(ensure_found(await crud_drawers.lock_key(db, name=drawer_name), "Drawer"))
-
-
-DrawerId = Annotated[int, Depends(get_drawer_id)]
-
-
 @slips.post("/slip", response_model=SlipRead, status_code=201)
-async def write_slip(drawer_id: DrawerId, slip: SlipCreate, db: SessionDep) -> Slip:
-    return await crud_slips.create(db, slip, drawer_id=drawer_id)
+async def write_slip(drawer_name: Text, slip: SlipCreate, db: SessionDep) -> Slip:
+    return await crud_slips.create(db, slip, drawer_id=crud_drawers.id_of(drawer_name))
 
 
 @slips.get("/slips", response_model=PaginatedListResponse[SlipRead])
@@ -188,13 +183,14 @@ async def read_slip(id: SlipId, drawer_name: Text, db: ReaderDep) -> dict[str, A
 
 
 @slips.patch("/slip/{id}", response_model=SlipRead)
-async def patch_slip(drawer_id: DrawerId, id: SlipId, values: SlipUpdate, db: SessionDep) -> dict[str, Any]:
-    return ensure_found(await crud_slips.update_one(db, values, SlipRead, id=id, drawer_id=drawer_id), "Slip")
+async def patch_slip(drawer_name: Text, id: SlipId, values: SlipUpdate, db: SessionDep) -> dict[str, Any]:
+    own: dict[str, Any] = {"id": id, "drawer_id": crud_drawers.id_of(drawer_name)}
+    return ensure_found(await crud_slips.update_one(db, values, SlipRead, **own), "Slip")
 
 
 @slips.delete("/slip/{id}")
-async def erase_slip(drawer_id: DrawerId, id: SlipId, db: SessionDep) -> Message:
-    if not await crud_slips.delete(db, id=id, drawer_id=drawer_id):
+async def erase_slip(drawer_name: Text, id: SlipId, db: SessionDep) -> Message:
+    if not await crud_slips.delete(db, id=id, drawer_id=crud_drawers.id_of(drawer_name)):
         raise errors.NotFoundError("Slip not found")
     return Message(message="Slip deleted")
 
