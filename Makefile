@@ -4,8 +4,10 @@ PYTHON ?= python3
 PORT ?= 8000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+checks := format-check style imports types lock-check openapi-check freeze-check migrations test soak
+
 .DEFAULT_GOAL := help
-.PHONY: help install run test soak bench growth overload canary check lint format types openapi lock lock-check clean
+.PHONY: help install run drill bench growth overload canary check lint format openapi freeze lock clean $(checks)
 .SUFFIXES:
 
 # `python -m` instead of the scripts in .venv/bin, whose first line breaks when the folder is moved or renamed.
@@ -41,6 +43,9 @@ run: install  ## Start PostgreSQL, Valkey, API and worker (PORT=8000)
 test: install  ## Run the tests, on servers of their own
 	cd src && $(python) -m pytest -n auto
 
+drill: install  ## Run what takes too long for `make test`; ARGS=NAME for one
+	cd src && $(python) -m drill $(ARGS)
+
 soak: install  ## Put load on the service while its servers fail, for 20 minutes; SECONDS=60 for one
 	cd src && $(python) -m soak $(SECONDS)
 
@@ -52,16 +57,23 @@ growth overload: bench
 canary: install  ## Run the tests on the newest and on the lowest versions; ARGS=lowest
 	@cd src && $(python) -m scripts.canary $(ARGS)
 
-check: lint types lock-check  ## Everything that CI runs
-	cd src && $(python) -m scripts.openapi --check
-	cd src && $(python) -m scripts.servers sh -c \
-		'$(python) -m alembic upgrade head && $(python) -m alembic check'
-	$(MAKE) --no-print-directory test
-	$(MAKE) --no-print-directory soak SECONDS=60
+check: install  ## Everything that CI runs; goes on after a failure, and lists what failed at the end
+	@failed=; for each in $(checks); do \
+		echo "make $$each"; \
+		$(MAKE) --no-print-directory $$each SECONDS=60 || failed="$$failed $$each"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "make check failed in:$$failed" >&2; exit 1; fi
 
-lint: install
-	cd src && $(python) -m ruff format --check . && $(python) -m ruff check .
-	cd src && $(python) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+lint: format-check style imports  ## Check format, style and imports
+
+format-check: install
+	@cd src && $(python) -m ruff format --check . || { echo 'not formatted: make format' >&2; exit 1; }
+
+style: install
+	@cd src && $(python) -m ruff check .
+
+imports: install
+	@cd src && $(python) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 
 format: install  ## Format the code and mend what ruff can mend
 	cd src && $(python) -m ruff check --fix . ; $(python) -m ruff format .
@@ -71,6 +83,19 @@ types: install
 
 openapi: install  ## Write src/openapi.json anew
 	cd src && $(python) -m scripts.openapi
+
+openapi-check: install
+	@cd src && $(python) -m scripts.openapi --check
+
+freeze: install  ## Record the hashes of new migrations, which then never change
+	cd src && $(python) -m scripts.freeze
+
+freeze-check: install
+	@cd src && $(python) -m scripts.freeze --check
+
+migrations: install
+	@cd src && $(python) -m scripts.servers sh -c \
+		'$(python) -m alembic upgrade head && $(python) -m alembic check'
 
 lock: install  ## Write the lock files anew; UPGRADE=1 takes the newest versions
 	cd src && $(compile) -o requirements.lock

@@ -22,6 +22,7 @@ from bench.check import check
 from bench.endpoints import NAMES, endpoints
 from bench.load import BenchError, Load, Measure, run
 from bench.report import rows, table
+from bench.resources import missing
 from bench.services import APPS, running_bench, sign_in
 from bench.wrk import find_wrk
 from bench.wrk import run as run_wrk
@@ -131,6 +132,9 @@ def _parse() -> tuple[argparse.Namespace, Callable[[argparse.Namespace], tuple[d
 def main() -> int:
     options, run_part = _parse()
     signal.signal(signal.SIGTERM, _interrupt)
+    if reason := missing():
+        print(reason, file=sys.stderr)
+        return 1
     try:
         result, text = run_part(options)
     except (BenchError, ServerError) as error:

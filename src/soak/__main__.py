@@ -6,6 +6,7 @@ It is also 1 after a read older than an acknowledged write, or for an accepted j
 
 import argparse
 import asyncio
+import json
 import shutil
 import signal
 import sys
@@ -19,7 +20,8 @@ from scripts.servers import HOST, ServerError
 from soak import faults
 from soak.load import Api, User
 from soak.report import Report
-from soak.service import FINISHED, Service, running_service
+from soak.resources import left_out
+from soak.service import FINISHED, SRC, Service, running_service
 
 USERS = 20
 WARM_UP_SECONDS = 6
@@ -91,10 +93,11 @@ async def read_back(user: User) -> None:
 async def soak(seconds: float) -> bool:
     """Run the load and the faults, print the report, and return whether all promises were kept."""
     plan, each = schedule(seconds)
+    paths = json.loads((SRC / "openapi.json").read_text())["paths"]
     memory, end, crowd = Memory(), asyncio.Event(), list[User]()
     async with running_service() as service, service.client() as client:
         report = Report(await faults.seconds_until_ready(service))
-        crowd += [User(number, Api(client, report), crowd) for number in range(USERS)]
+        crowd += [User(number, Api(client, report, paths), crowd) for number in range(USERS)]
         async with asyncio.TaskGroup() as tasks:
             for user in crowd:
                 tasks.create_task(user.live(end))
@@ -107,7 +110,7 @@ async def soak(seconds: float) -> bool:
         for user in crowd:
             await read_back(user)
     reads = f"reads: {report.reads} checked, {report.broken['stale reads']} stale"
-    print(report.table(), "", reads, jobs, memory, *report.details, sep="\n")
+    print(report.table(), "", reads, jobs, memory, *left_out(paths), *report.details, sep="\n")
     if report.broken:
         print("broken:", ", ".join(f"{times} {promise}" for promise, times in report.broken.items()))
         print("logs:", service.logs)

@@ -8,12 +8,14 @@ the user has settled it, reads may return the state before or after it.
 import asyncio
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import httpx
 
+from soak import resources
 from soak.report import BOUND_SECONDS, Report
 from soak.service import GRACE_SECONDS, LIMIT, PERIOD
 
@@ -29,11 +31,12 @@ PASSWORD = "correct horse 4 staples"  # noqa: S105
 
 
 class Api:
-    """A client that sends requests to the service and reports the answers."""
+    """A client that sends requests to the service and reports the answers; `paths` are those of the service."""
 
-    def __init__(self, client: httpx.AsyncClient, report: Report) -> None:
+    def __init__(self, client: httpx.AsyncClient, report: Report, paths: Collection[str]) -> None:
         self.client = client
         self.report = report
+        self.paths = paths
         self.random = Random(0)
 
     async def ask(
@@ -43,7 +46,7 @@ class Api:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         if self.random.random() < CLOSE:
             headers["Connection"] = "close"
-        path = path if path.startswith("/health") else f"/api/v1{path}"
+        path = path if path.startswith(("/api/", "/health")) else f"/api/v1{path}"
         asked, answer, tries = time.monotonic(), None, 1
         for tries in range(1, 3 if method == "GET" else 2):  # noqa: B007  (counted below)
             self.client.cookies.clear()  # all users share this client; each keeps its own tokens
@@ -96,8 +99,14 @@ class User:
         """Requests to the limited route: time sent, time answered, and whether accepted (None: in doubt)."""
         self.writes = 0
         self.is_writing = False
+        self.reads, self.actions = self.possible(READS), self.possible(READS | WRITES)
         self.doubt_until = 0.0
         """When writes in doubt can be settled; 0 if none is in doubt."""
+
+    def possible(self, actions: "dict[Action, int]") -> "dict[Action, int]":
+        """Leave out the actions whose resource the service does not have."""
+        paths = self.api.paths
+        return {each: often for each, often in actions.items() if NEEDS.get(each) is None or NEEDS[each] in paths}
 
     async def live(self, end: asyncio.Event) -> None:
         await self.sign_up(self.name)
@@ -109,7 +118,7 @@ class User:
                 await self.settle()
             else:
                 # Half of the users continue to write while a write is in doubt; the others only read.
-                actions = READS | WRITES if not self.doubt_until or self.number % 2 else READS
+                actions = self.actions if not self.doubt_until or self.number % 2 else self.reads
                 await self.random.choices([*actions], [*actions.values()])[0](self)
 
     async def write(self, method: str, path: str, *expected: int, **body: Any) -> httpx.Response | None:
@@ -128,6 +137,9 @@ class User:
             return
         self.name, self.next_name = me.json()["username"], ""
         self.api.check(self.name in names, f"{self.name} was named {names}")
+        if resources.POSTS not in self.api.paths:
+            self.doubt_until = 0
+            return
         done = [await self.read_posts(self), *[await self.read_posts(self, post) for post in self.recent_posts()]]
         if all(done) and not any(post.is_in_doubt for post in self.posts.values()):
             self.doubt_until = 0
@@ -196,7 +208,9 @@ class User:
                 await self.check_no_posts(old)
 
     async def check_no_posts(self, name: str) -> None:
-        if answer := await self.api.ask("GET", f"/{name}/posts", 200, 404):
+        if resources.POSTS not in self.api.paths:
+            return
+        if answer := await self.api.ask("GET", resources.POSTS.format(username=name), 200, 404):
             self.api.check(answer.status_code == 404, f"posts of {name}, a name without an owner")
 
     async def sign_up_and_leave(self) -> None:
@@ -207,8 +221,10 @@ class User:
         if not await self.sign_up(name) or not (answer := await self.api.ask("POST", "/login", 200, data=form)):
             return
         token = answer.json()["access_token"]
-        if await self.api.ask("POST", f"/{name}/post", 201, token=token, json=post) and (
-            answer := await self.api.ask("GET", f"/{name}/posts", 200)
+        if (
+            resources.POSTS in self.api.paths
+            and await self.api.ask("POST", resources.POST.format(username=name), 201, token=token, json=post)
+            and (answer := await self.api.ask("GET", resources.POSTS.format(username=name), 200))
         ):
             self.api.check(answer.json()["total_count"] == 1, f"{answer.json()['total_count']} posts of {name}")
         if await self.api.ask("DELETE", f"/user/{name}", 200, token=token):
@@ -218,6 +234,9 @@ class User:
     # -------- posts --------
     def content(self, version: int) -> dict[str, str]:
         return {"text": f"{version}:{'x' * self.random.randrange(2000)}"}
+
+    def path_of(self) -> str:
+        return resources.POST.format(username=self.name)
 
     def living_posts(self) -> list[Post]:
         return [post for post in self.posts.values() if not post.is_erased]
@@ -232,7 +251,7 @@ class User:
     async def write_post(self) -> None:
         if len(self.living_posts()) < MANY:
             body = {"title": "A title", **self.content(0)}
-            answer = await self.write("POST", f"/{self.name}/post", 201, *self.extra_statuses(), json=body)
+            answer = await self.write("POST", self.path_of(), 201, *self.extra_statuses(), json=body)
             if answer and answer.status_code == 201:
                 self.posts[answer.json()["id"]] = Post(answer.json()["id"])
 
@@ -240,7 +259,7 @@ class User:
         if posts := self.living_posts():
             post = self.random.choice(posts)
             post.newest += 1
-            version, path = post.newest, f"/{self.name}/post/{post.id}"
+            version, path = post.newest, f"{self.path_of()}/{post.id}"
             answer = await self.write("PATCH", path, 200, *self.extra_statuses(), json=self.content(version))
             if answer and answer.status_code == 200:
                 post.oldest = version
@@ -249,7 +268,7 @@ class User:
         if len(posts := self.living_posts()) > FEW:
             post = self.random.choice(posts)
             post.is_erased = True
-            answer = await self.write("DELETE", f"/{self.name}/post/{post.id}", 200, *self.extra_statuses())
+            answer = await self.write("DELETE", f"{self.path_of()}/{post.id}", 200, *self.extra_statuses())
             if answer and answer.status_code == 200:
                 post.oldest = GONE
 
@@ -266,7 +285,11 @@ class User:
         began, name, writes = time.monotonic(), owner.name, owner.writes
         may_have_changed_name, was_still = bool(owner.next_name), owner.doubt_until < began and not owner.is_writing
         oldest = {post.id: post.oldest for post in ([only] if only else owner.posts.values())}
-        path = f"/{name}/post/{only.id}" if only else f"/{name}/posts?items_per_page=50"
+        path = (
+            f"{resources.POST.format(username=name)}/{only.id}"
+            if only
+            else f"{resources.POSTS.format(username=name)}?items_per_page=50"
+        )
         answer = await self.api.ask("GET", path, 200, 404)
         if answer is None or may_have_changed_name or owner.next_name or owner.name != name:
             return answer is not None
@@ -292,7 +315,7 @@ class User:
     # -------- tasks, and their limit --------
     async def queue_task(self) -> None:
         asked, needs = time.monotonic(), "PostgreSQL, queue"
-        answer = await self.api.ask("POST", "/tasks/task?message=soak", 201, 429, token=self.token, needs=needs)
+        answer = await self.api.ask("POST", f"{resources.TASK}?message=soak", 201, 429, token=self.token, needs=needs)
         answered, passed = time.monotonic(), answer.status_code == 201 if answer else None
         # The limiter accepts all requests while its server is unavailable, and a restarted server has lost the counts.
         if passed is not None and not self.api.report.was_away(["rate limit"], asked, PERIOD):
@@ -314,7 +337,8 @@ class User:
     async def read_task(self) -> None:
         if self.jobs:
             job = self.random.choice(self.jobs)
-            answer = await self.api.ask("GET", f"/tasks/task/{job}", 200, token=self.token, needs="PostgreSQL, queue")
+            path, needs = f"{resources.TASK}/{job}", "PostgreSQL, queue"
+            answer = await self.api.ask("GET", path, 200, token=self.token, needs=needs)
             if answer and answer.json()["status"] == "complete":
                 self.jobs.remove(job)
                 if answer.json()["result"] != "Task soak is complete!":
@@ -328,8 +352,16 @@ class User:
         await self.api.ask("GET", "/health/ready", 200)
 
 
+Action = Callable[[User], Awaitable[None]]
+# The resource of each action that needs one.
+NEEDS: dict[Action, str] = {
+    **dict.fromkeys(
+        (User.read_a_post, User.read_a_list, User.write_post, User.patch_post, User.erase_post), resources.POSTS
+    ),
+    **dict.fromkeys((User.queue_task, User.read_task), resources.TASK),
+}
 # The relative frequency of each action.
-READS = {
+READS: dict[Action, int] = {
     User.read_a_post: 30,
     User.read_a_list: 20,
     User.read_me: 8,
@@ -342,7 +374,7 @@ READS = {
     User.read_health: 2,
     User.read_readiness: 1,
 }
-WRITES = {
+WRITES: dict[Action, int] = {
     User.patch_post: 12,
     User.write_post: 6,
     User.erase_post: 6,

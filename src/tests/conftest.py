@@ -11,7 +11,9 @@ from app.core import logger
 from scripts.servers import throw_away_servers
 from tests.environment import choose_databases, make_template, reset_settings
 
-pytest.register_assert_rewrite("tests.factories", "tests.fixtures", "tests.helper")
+pytest.register_assert_rewrite(
+    "tests.factories", "tests.fixtures", "tests.helper", "tests.in_between", "tests.specimen"
+)
 
 _exit_stack = ExitStack()
 
@@ -27,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = _exit_stack.enter_context(tempfile.TemporaryDirectory())
     logger.LOG_FILE = Path(folder) / "app.log"
     config.pluginmanager.import_plugin("tests.fixtures")
+    config.pluginmanager.import_plugin("tests.in_between")
 
 
 def pytest_unconfigure() -> None:

@@ -20,6 +20,9 @@ from dotenv import dotenv_values
 
 SRC = Path(__file__).resolve().parents[1]
 TEMPLATE = "template_app"
+"""The migrated database."""
+SPECIMEN_TEMPLATE = "template_specimen"
+"""The same with the tables of `tests.specimen`: the template of the workers' own databases."""
 # Remove these settings from the environment: they could point to the servers of `make run` or break assertions.
 SETTINGS = (
     "ACCESS_TOKEN_", "ALGORITHM", "ALLOWED_HOSTS", "APP_", "BCRYPT_", "CLIENT_CACHE_", "CONTACT_",
@@ -59,15 +62,20 @@ def reset_settings() -> None:
 
 
 def make_template() -> None:
-    """Create and migrate the database from which the others are cloned."""
+    """Create and migrate the databases from which the others are cloned."""
     create_database(TEMPLATE, template="template0")
     migrate(TEMPLATE)
+    create_database(SPECIMEN_TEMPLATE)
+    _run(SPECIMEN_TEMPLATE, "tests.specimen.models")
 
 
 def migrate(database: str, revision: str = "head") -> None:
-    command = [sys.executable, "-m", "alembic", "upgrade", revision]
+    _run(database, "alembic", "upgrade", revision)
+
+
+def _run(database: str, *command: str) -> None:
     env = {**os.environ, "POSTGRES_DB": database}
-    subprocess.run(command, cwd=SRC, env=env, check=True, capture_output=True)  # noqa: S603 (fixed words)
+    subprocess.run([sys.executable, "-m", *command], cwd=SRC, env=env, check=True, capture_output=True)  # noqa: S603
 
 
 def choose_databases(worker: str) -> None:
@@ -76,7 +84,7 @@ def choose_databases(worker: str) -> None:
     os.environ["POSTGRES_DB"] = f"test_{worker}"
     for offset, role in enumerate(("CACHE", "QUEUE", "RATE_LIMIT")):
         os.environ[f"REDIS_{role}_DB"] = str(3 * number + offset)
-    create_database(f"test_{worker}")
+    create_database(f"test_{worker}", SPECIMEN_TEMPLATE)
 
 
 @asynccontextmanager

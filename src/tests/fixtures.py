@@ -26,9 +26,10 @@ from app.core.database import default_engines, transaction
 from app.main import app as the_app
 from app.models.user import User
 from scripts.servers import HOST, Process, free_port
-from tests.environment import SRC, TEMPLATE, connected, create_database_async, drop_database_async
+from tests.environment import SPECIMEN_TEMPLATE, SRC, TEMPLATE, connected, create_database_async, drop_database_async
 from tests.factories import make_admin, make_superuser, make_test_user, make_user
 from tests.helper import sign_in, wait_until
+from tests.specimen.main import app as the_specimen
 
 START_SECONDS = 30.0
 
@@ -105,6 +106,13 @@ async def database() -> AsyncIterator[str]:
 
 
 @pytest.fixture
+async def specimen_database() -> AsyncIterator[str]:
+    """The same with the tables of `tests.specimen`."""
+    async with own_database(SPECIMEN_TEMPLATE) as name:
+        yield name
+
+
+@pytest.fixture
 async def empty_database() -> AsyncIterator[str]:
     """The name of a database without tables."""
     async with own_database("template0") as name:
@@ -168,6 +176,13 @@ async def app() -> AsyncIterator[FastAPI]:
         yield the_app
 
 
+@pytest.fixture(scope="session")
+async def specimen() -> AsyncIterator[FastAPI]:
+    """The started application of `tests.specimen`. A module whose fixture `app` returns it has a `client` of it."""
+    async with started(the_specimen):
+        yield the_specimen
+
+
 class _Transport(httpx.ASGITransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await super().handle_async_request(request)
@@ -179,10 +194,10 @@ class _Transport(httpx.ASGITransport):
 async def open_client(application: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     """Open a client of an application in this process. Unexpected errors reach it as a 500, as on a real connection.
 
-    An application other than `app.main`'s starts here, and stops at the end.
+    An application other than `app.main`'s and the specimen's starts here, and stops at the end.
     """
     async with AsyncExitStack() as stack:
-        if isinstance(application, FastAPI) and application is not the_app:
+        if isinstance(application, FastAPI) and application not in (the_app, the_specimen):
             await stack.enter_async_context(started(application))
         transport = _Transport(application, raise_app_exceptions=False, **options)
         client = httpx.AsyncClient(transport=transport, base_url="http://test", trust_env=False)
@@ -276,6 +291,19 @@ class Statements:
     def written(self) -> list[str]:
         """The statements of the transactions' engine."""
         return [sql for name, sql in self.all if name == "write"]
+
+    def assert_only_read(self, count: int) -> None:
+        """Assert that a request made `count` statements, and none in a transaction."""
+        assert len(self.read) == count, self.all
+        assert self.written == []
+        assert not any("BEGIN" in sql or "COMMIT" in sql for _, sql in self.all)
+
+    def assert_written_in_one_transaction(self) -> None:
+        """Assert that a request made two statements at most between BEGIN and COMMIT, and two at most outside."""
+        first, *between, last = self.written
+        assert (first, last) == ("BEGIN;", "COMMIT;")
+        assert 1 <= len(between) <= 2
+        assert len(self.read) <= 2
 
 
 @pytest.fixture
@@ -383,6 +411,7 @@ class RunServer(Protocol):
         self,
         command: list[str] | None = None,
         *,
+        app: str = "app.main:app",
         workers: int | None = None,
         environment: Mapping[str, str] | None = None,
         cwd: Path = SRC,
@@ -394,14 +423,15 @@ class RunServer(Protocol):
 async def run_server(tmp_path: Path) -> AsyncIterator[RunServer]:
     """Start uvicorn, or gunicorn with `workers`, on a free port: `server = await run_server(environment={…})`.
 
-    `command` (module and arguments, with a placeholder `{port}`) replaces both. Wait until the path `wait_for` answers
-    200.
+    `app` may be `SPECIMEN`. `command` (module and arguments, with a placeholder `{port}`) replaces all three. Wait
+    until the path `wait_for` answers 200.
     """
     async with AsyncExitStack() as stack:
 
         async def run(
             command: list[str] | None = None,
             *,
+            app: str = "app.main:app",
             workers: int | None = None,
             environment: Mapping[str, str] | None = None,
             cwd: Path = SRC,
@@ -409,9 +439,9 @@ async def run_server(tmp_path: Path) -> AsyncIterator[RunServer]:
         ) -> RunningServer:
             port = free_port()
             if command is None and workers is None:
-                command = ["uvicorn", "app.main:app", "--host", HOST, "--port", "{port}"]
+                command = ["uvicorn", app, "--host", HOST, "--port", "{port}"]
             elif command is None:
-                command = ["gunicorn", "app.main:app", "-w", str(workers), "-k", "uvicorn.workers.UvicornWorker"]
+                command = ["gunicorn", app, "-w", str(workers), "-k", "uvicorn.workers.UvicornWorker"]
                 command += ["-b", f"{HOST}:{port}", "--no-control-socket"]
             words = [word.replace("{port}", str(port)) for word in command]
             with tempfile.NamedTemporaryFile(dir=tmp_path, suffix=".log", delete=False) as log:

@@ -1,6 +1,4 @@
-"""The prefixes of cache keys that contain a username. Renaming or deleting the user removes these keys."""
+"""Cache keys that contain a username. Renaming or deleting the user removes them."""
 
-POSTS = "{username}_posts"
-POST = "{username}_post_cache"
-OF_USER = [f"{prefix}:*" for prefix in (POSTS, POST)]
-"""Patterns for every stored answer under a username; add the prefix of your own endpoint above."""
+OF_USER: list[str] = []
+"""Patterns for the stored answers under a username; the module of each cached route under a username adds its own."""

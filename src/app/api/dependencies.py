@@ -16,10 +16,10 @@ from app.core.config import DefaultRateLimitSettings, SessionSettings
 from app.core.database import Reader, async_get_db, engines_of, get_reader
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
 from app.core.http import add_response_headers, audit, client_address, route_template, settings_of, tokens_of
+from app.core.models import sanitize_path
 from app.core.rate_limit import limiter_of
 from app.crud.crud_users import crud_users
 from app.crud.statements import Lookup
-from app.schemas.rate_limit import sanitize_path
 from app.schemas.user import Caller, Username
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ async def get_optional_user(request: Request, token: BearerToken) -> Caller | No
         return None
     named = tokens_of(request).read(token)
     path = sanitize_path(route_template(request))
-    user = await crud_users.get_caller(engines_of(request).reader, named.user, path, named.session)
+    user = await crud_users.get_caller(engines_of(request).reader, named.user, named.session, path=path)
     if user is None or (isinstance(settings_of(request), SessionSettings) and user["session_id"] is None):
         raise UnauthorizedError("The session of this token has ended", challenge='Bearer error="invalid_token"')
     audit.note(request.scope, who=user["id"])

@@ -94,11 +94,11 @@ async def get_cursor_page(
     cursor_after = partial(_sign_cursor, settings_of(request).secret_key, list_name)
     after = None
     if cursor:
-        if page != 1:
-            raise _malformed("page", "A cursor takes the place of the page")
+        page = 1  # the rows after the cursor, whatever page was asked for
         after = int.from_bytes(base64.urlsafe_b64decode(cursor[1:])[:_KEY_BYTES], signed=True)
         if not hmac.compare_digest(cursor, cursor_after(after)):
-            raise _malformed("cursor", "The cursor belongs to another list or was changed")
+            message = "The cursor belongs to another list or was changed"
+            raise RequestValidationError([{"type": "value_error", "loc": ("query", "cursor"), "msg": message}])
     return CursorPage(page, items_per_page, after, cursor_after)
 
 
@@ -115,7 +115,3 @@ def _sign_cursor(secret_key: str, list_name: bytes, after: int) -> str:
 @lru_cache
 def _signing_key(secret_key: str) -> bytes:
     return hmac.digest(secret_key.encode(), b"cursors of pages", "sha256")
-
-
-def _malformed(parameter: str, message: str) -> RequestValidationError:
-    return RequestValidationError([{"type": "value_error", "loc": ("query", parameter), "msg": message}])

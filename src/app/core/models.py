@@ -1,11 +1,21 @@
 """Mixins of models (SQLAlchemy, the first three) and bases and types of schemas (Pydantic, the rest)."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar
 from uuid import UUID, uuid4
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
 
@@ -31,17 +41,11 @@ class PersistentDeletion(MappedAsDataclass):
     is_deleted: Mapped[bool] = mapped_column(default=False, init=False)
 
 
-def _refuse_other_types(value: object) -> object:
-    if isinstance(value, bool | str):
-        raise PydanticCustomError("int_type", "Input should be a valid integer")
-    return value
-
-
-# Last in the annotation of an integer in a body: without it Pydantic accepts `true` as 1 and `"5"` as 5.
-JsonNumber = BeforeValidator(_refuse_other_types)
 # PostgreSQL stores no NUL; a pattern also makes Pydantic refuse lone surrogates.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
-WebUrl = Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00]+$")]
+# Spaces are spelled out: what `\s` means differs between Pydantic and the clients that read the API's document.
+_SPACES = r"\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+WebUrl = Annotated[str, StringConstraints(max_length=2048, pattern=f"^https?://[^{_SPACES}]+$")]
 RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
@@ -54,8 +58,56 @@ def normalized_email(address: str) -> str:
         raise ValueError("this is not an e-mail address") from None
 
 
+def sanitize_path(path: str) -> str:
+    """Name a route template as rate limits store it: `/api/v1/tasks/task` is `api_v1_tasks_task`."""
+    return path.strip("/").replace("/", "_")
+
+
+_JSON_TYPES = {
+    bool: {"boolean"},
+    int: {"integer", "number"},
+    float: {"integer", "number"},
+    str: {"string"},
+    list: {"array"},
+}
+
+
+@lru_cache
+def _json_schema(schema: type[BaseModel]) -> dict[str, Any]:
+    return schema.model_json_schema(by_alias=False)
+
+
+def _has_json_type(value: object, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> bool:
+    """Whether the schema names the JSON type of the value, or none; an object of its own checks itself."""
+    if "$ref" in schema:
+        return _has_json_type(value, definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in schema or "oneOf" in schema:
+        alternatives = schema.get("anyOf") or schema["oneOf"]
+        return any(_has_json_type(value, each, definitions) for each in alternatives)
+    if type(value) is list and isinstance(schema.get("items"), dict):
+        return all(_has_json_type(each, schema["items"], definitions) for each in value)
+    return "type" not in schema or type(value) not in _JSON_TYPES or schema["type"] in _JSON_TYPES[type(value)]
+
+
+def _is_unicode(value: object) -> bool:
+    """Whether no string within has a lone surrogate, which JSON can write but no answer can hold."""
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            pending += [*each.keys(), *each.values()]
+        elif isinstance(each, list):
+            pending += each
+        elif isinstance(each, str) and any("\ud800" <= character <= "\udfff" for character in each):
+            return False
+    return True
+
+
 class InputSchema(BaseModel):
-    """Base of request bodies: an unknown field is an error, never ignored."""
+    """Base of request bodies: an unknown field is an error, never ignored, and so is another JSON type.
+
+    Pydantic would accept `true` and `"5"` as 5, and 0 as a date, where the OpenAPI document says something else.
+    """
 
     MAX_FIELDS: ClassVar = 100
 
@@ -68,6 +120,16 @@ class InputSchema(BaseModel):
         if isinstance(body, dict) and len(body) > cls.MAX_FIELDS:
             raise PydanticCustomError("too_many_fields", "The body has too many fields")
         return body
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_other_json_types(cls, value: object, info: ValidationInfo) -> object:
+        schema = _json_schema(cls)
+        if not _has_json_type(value, schema["properties"].get(info.field_name, {}), schema.get("$defs", {})):
+            raise PydanticCustomError("json_type", "Input should have the JSON type that the API's document names")
+        if isinstance(value, dict | list) and not _is_unicode(value):
+            raise PydanticCustomError("string_unicode", "Input should have no lone surrogates")
+        return value
 
 
 class ReadSchema(BaseModel):

@@ -54,7 +54,9 @@ class LastSuperuserError(ConflictError):
 class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
     """Queries on users. An active user is one that is not deleted."""
 
-    async def get_caller(self, db: Database, uuid: UUID, path: str, session: UUID | None = None) -> Caller | None:
+    async def get_caller(
+        self, db: Database, uuid: UUID, session: UUID | None = None, *, path: str = ""
+    ) -> Caller | None:
         """Return the active user whom a token names, with the rate limit of their tier for a sanitized path, or None.
 
         `session_id` is None if the session with this uuid has ended.

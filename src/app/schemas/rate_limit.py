@@ -2,13 +2,7 @@ from typing import Annotated, Self
 
 from pydantic import MISSING, AfterValidator, Field, StringConstraints, model_validator
 
-from app.core.models import InputSchema, JsonNumber, ReadSchema, Text, WholeRow
-
-
-def sanitize_path(path: str) -> str:
-    """Name a route template as rate limits store it: `/api/v1/tasks/task` is `api_v1_tasks_task`."""
-    return path.strip("/").replace("/", "_")
-
+from app.core.models import InputSchema, ReadSchema, Text, WholeRow, sanitize_path
 
 # The template of a route, with or without a leading slash; stored as `api_v1_tasks_task`.
 LimitedPath = Annotated[
@@ -18,8 +12,8 @@ LimitedPath = Annotated[
     Field(examples=["api/v1/tasks/task"]),
 ]
 LimitName = Annotated[Text, Field(min_length=1, max_length=300, examples=["api_v1_tasks:5:60"])]
-Limit = Annotated[int, Field(ge=0, le=2**31 - 1, examples=[5]), JsonNumber]
-Period = Annotated[int, Field(ge=1, le=2**31 - 1, description="seconds", examples=[60]), JsonNumber]
+Limit = Annotated[int, Field(ge=0, le=2**31 - 1, examples=[5])]
+Period = Annotated[int, Field(ge=1, le=2**31 - 1, description="seconds", examples=[60])]
 
 
 class RateLimitRead(ReadSchema):

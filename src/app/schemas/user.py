@@ -5,7 +5,7 @@ from uuid import UUID
 from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.core.models import DeletableRow, InputSchema, JsonNumber, ReadSchema, RowId, Text, WebUrl, normalized_email
+from app.core.models import DeletableRow, InputSchema, ReadSchema, RowId, Text, WebUrl, normalized_email
 from app.core.security.passwords import MAX_PASSWORD_LENGTH, weakness
 from app.schemas.rate_limit import RateLimitRead
 
@@ -78,7 +78,7 @@ class UserCreate(UserBase, InputSchema):
     """Only superusers may put a new user into a tier."""
 
     password: Password
-    tier_id: Annotated[RowId, JsonNumber] | None = None
+    tier_id: RowId | None = None
 
     @model_validator(mode="after")
     def _refuse_weak_password(self) -> Self:
@@ -115,7 +115,7 @@ class UserDelete(InputSchema):
 class UserTierUpdate(InputSchema):
     """`null` removes the user from their tier."""
 
-    tier_id: Annotated[RowId, JsonNumber] | None
+    tier_id: RowId | None
 
 
 class Caller(TypedDict):

@@ -7,13 +7,12 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from app.api import include_routers
 from app.api.dependencies import get_docs_reader
 from app.api.exceptions import exception_handlers
 from app.core.config import Settings, settings
 from app.core.setup import create_application
-from app.main import app as the_app
 from scripts.servers import HOST
+from tests.specimen import main as specimen
 
 
 def build(*routers: APIRouter, **changes: Any) -> FastAPI:
@@ -26,13 +25,13 @@ def build(*routers: APIRouter, **changes: Any) -> FastAPI:
     return build_with(include_routers, **changes)
 
 
-def build_service(*routers: APIRouter, **changes: Any) -> FastAPI:
-    """Build the service itself with additional routes and changed settings."""
+def build_specimen(*routers: APIRouter, **changes: Any) -> FastAPI:
+    """Build the application of `tests.specimen` with additional routes and changed settings."""
 
     def include_all(app: FastAPI, settings: Settings) -> None:
         for router in routers:
             app.include_router(router)
-        include_routers(app, settings)
+        specimen.include_routers(app, settings)
 
     return build_with(include_all, **changes)
 
@@ -51,20 +50,20 @@ import os
 
 from fastapi import APIRouter, Depends, Request
 
-from app.api import include_routers
 from app.api.dependencies import ReaderDep, SessionDep, get_docs_reader, rate_limiter
 from app.api.exceptions import exception_handlers
 from app.core import queue
 from app.core.cache import cache
 from app.core.config import settings
 from app.core.setup import create_application
+from tests.specimen import main
 
 router = APIRouter()
 {routes}
 
 def include_all(app, settings):
     app.include_router(router)
-    include_routers(app, settings)
+    main.include_routers(app, settings)
 
 
 app = create_application(settings, include_all, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
@@ -73,7 +72,7 @@ app = create_application(settings, include_all, exception_handlers=exception_han
 
 def sealed(key: str, answer: bytes) -> bytes:
     """Return the bytes that the service stores for this answer under this key."""
-    return answer + bytes(the_app.state.resources.cache.seal(key, answer))
+    return answer + bytes(specimen.app.state.resources.cache.seal(key, answer))
 
 
 async def send(

@@ -1,4 +1,4 @@
-"""Access rights: every operation of the OpenAPI document, tried as each kind of caller."""
+"""Access rights and number of statements: every operation of the OpenAPI document, tried as each kind of caller."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,24 +7,22 @@ from typing import Any
 import httpx
 import pytest
 from arq.jobs import serialize_result
+from fastapi.routing import APIRoute, iter_route_contexts
 
+from app.api.dependencies import (
+    get_current_superuser,
+    get_current_user,
+    get_editable_user_id,
+    get_optional_user,
+    get_own_user_id,
+)
 from app.core import queue
 from app.main import app as the_app
-from app.models.post import Post
-from app.models.rate_limit import RateLimit
-from app.models.tier import Tier
 from app.models.user import User
-from tests.factories import (
-    PASSWORD,
-    make_password_reset,
-    make_post,
-    make_rate_limit,
-    make_superuser,
-    make_tier,
-    make_user,
-    passwords,
-)
+from tests.factories import PASSWORD, make_password_reset, make_superuser, make_user, passwords
+from tests.fixtures import Statements
 from tests.helper import assert_unauthorized, sign_in
+from tests.operations import Operation, Rows, operations, place, refused
 
 WHO = ("anonymous", "other", "owner", "superuser", "deleted", "ended")
 # The statuses for these callers, in this order. Every route that reads tokens refuses those of ended sessions.
@@ -36,115 +34,107 @@ OWNER_OR_SUPERUSER = "401 403 200 200 401 401"
 SUPERUSER = "401 403 403 200 401 401"
 
 
+ROWS = {
+    "read_health": EVERYBODY,
+    "read_readiness": EVERYBODY,
+    "login_for_access_token": EVERYBODY,
+    "refresh_access_token": "401 401 401 401 401 401",
+    "logout": EVERYBODY,
+    "read_sessions": SIGNED_IN,
+    "erase_session": SIGNED_IN,
+    "erase_other_sessions": SIGNED_IN,
+    "change_password": SIGNED_IN,
+    "forget_password": EVERYBODY,
+    "reset_password": EVERYBODY,
+    "write_user": PUBLIC,
+    "read_users": EVERYBODY,
+    "read_users_me": SIGNED_IN,
+    "read_user": PUBLIC,
+    "patch_user": OWNER_OR_SUPERUSER,
+    "erase_user": OWNER_OR_SUPERUSER,
+    "erase_db_user": SUPERUSER,
+    "read_user_rate_limits": SUPERUSER,
+    "patch_user_tier": SUPERUSER,
+    "write_post": OWNER,
+    "read_posts": EVERYBODY,
+    "read_post": EVERYBODY,
+    "patch_post": OWNER,
+    "erase_post": OWNER,
+    "erase_db_post": SUPERUSER,
+    "create_task": PUBLIC,
+    "get_task": "404 404 200 200 401 401",
+    "read_failed_tasks": SUPERUSER,
+    "retry_failed_task": SUPERUSER,
+    "write_tier": SUPERUSER,
+    "read_tiers": SUPERUSER,
+    "read_tier": SUPERUSER,
+    "patch_tier": SUPERUSER,
+    "erase_tier": SUPERUSER,
+    "write_rate_limit": SUPERUSER,
+    "read_rate_limits": SUPERUSER,
+    "read_rate_limit": SUPERUSER,
+    "patch_rate_limit": SUPERUSER,
+    "erase_rate_limit": SUPERUSER,
+}
+
+
+# One reads the caller, one looks something up, two write.
+FEW = 4
+# Routes that run more statements, with their number.
+STATEMENTS: dict[str, int] = {
+}  # fmt: skip
+
+
 @dataclass
 class World:
-    """The caller, and the rows that the request may affect, all of which belong to the owner."""
+    """The caller, and the owner of the rows that the request may affect."""
 
     caller: User
     headers: dict[str, str]
     owner: User
-    post: Post
-    tier: Tier
-    limit: RateLimit
-    task_id: str
-    session_id: int
+    rows: Rows
 
 
-@dataclass
-class Row:
-    """The expected statuses, where `success` replaces 200; the values for the path; the rest of the request."""
-
-    answers: str
-    path: Callable[[World], dict[str, Any]] = lambda _: {}
-    request: Callable[[World], dict[str, Any]] = lambda _: {}
-    success: str = "200"
-
-    def answer_to(self, who: str) -> int:
-        return int(self.answers.replace("200", self.success).split()[WHO.index(who)])
-
-
-def post_of_owner(world: World) -> dict[str, Any]:
-    return {"username": world.owner.username, "id": world.post.id}
-
-
-def limit_of_tier(world: World) -> dict[str, Any]:
-    return {"tier_name": world.tier.name, "name": world.tier.name, "id": world.limit.id}
-
-
-def task_of_owner(world: World) -> dict[str, Any]:
-    return {"task_id": world.task_id}
-
-
-def session_of_caller(world: World) -> dict[str, Any]:
-    return {"id": world.session_id}
-
-
-def json(**body: Any) -> Callable[[World], dict[str, Any]]:
-    return lambda _: {"json": body}
-
-
-def sign_in_as_owner(world: World) -> dict[str, Any]:
-    return {"data": {"username": world.owner.username, "password": PASSWORD}}
-
-
-def change_of_password(world: World) -> dict[str, Any]:
-    return {"json": {"current_password": passwords[world.caller.username], "new_password": "N3w&better"}}
-
-
-SIGN_UP = json(name="New User", username="newuser", email="new@example.com", password=PASSWORD)
-
-ROWS = {
-    "read_health": Row(EVERYBODY),
-    "read_readiness": Row(EVERYBODY),
-    "login_for_access_token": Row(EVERYBODY, request=sign_in_as_owner),
-    "refresh_access_token": Row("401 401 401 401 401 401"),
-    "logout": Row(EVERYBODY, success="204"),
-    "read_sessions": Row(SIGNED_IN),
-    "erase_session": Row(SIGNED_IN, session_of_caller),
-    "erase_other_sessions": Row(SIGNED_IN),
-    "change_password": Row(SIGNED_IN, request=change_of_password),
-    "forget_password": Row(EVERYBODY, request=json(email="somebody@example.com"), success="202"),
-    "reset_password": Row(EVERYBODY, request=json(token="mailed", new_password="N3w&better")),
-    "write_user": Row(PUBLIC, request=SIGN_UP, success="201"),
-    "read_users": Row(EVERYBODY),
-    "read_users_me": Row(SIGNED_IN),
-    "read_user": Row(PUBLIC, post_of_owner),
-    "patch_user": Row(OWNER_OR_SUPERUSER, post_of_owner, json(name="New Name")),
-    "erase_user": Row(OWNER_OR_SUPERUSER, post_of_owner),
-    "erase_db_user": Row(SUPERUSER, post_of_owner),
-    "read_user_rate_limits": Row(SUPERUSER, post_of_owner),
-    "patch_user_tier": Row(SUPERUSER, post_of_owner, json(tier_id=None)),
-    "write_post": Row(OWNER, post_of_owner, json(title="A title", text="Some text"), success="201"),
-    "read_posts": Row(EVERYBODY, post_of_owner),
-    "read_post": Row(EVERYBODY, post_of_owner),
-    "patch_post": Row(OWNER, post_of_owner, json(title="New title")),
-    "erase_post": Row(OWNER, post_of_owner),
-    "erase_db_post": Row(SUPERUSER, post_of_owner),
-    "create_task": Row(PUBLIC, request=lambda _: {"params": {"message": "x"}}, success="201"),
-    "get_task": Row("404 404 200 200 401 401", task_of_owner),
-    "read_failed_tasks": Row(SUPERUSER),
-    "retry_failed_task": Row(SUPERUSER, task_of_owner),
-    "write_tier": Row(SUPERUSER, request=json(name="new"), success="201"),
-    "read_tiers": Row(SUPERUSER),
-    "read_tier": Row(SUPERUSER, limit_of_tier),
-    "patch_tier": Row(SUPERUSER, limit_of_tier, json(name="renamed")),
-    "erase_tier": Row(SUPERUSER, limit_of_tier),
-    "write_rate_limit": Row(SUPERUSER, limit_of_tier, json(path="users", limit=1, period=1), success="201"),
-    "read_rate_limits": Row(SUPERUSER, limit_of_tier),
-    "read_rate_limit": Row(SUPERUSER, limit_of_tier),
-    "patch_rate_limit": Row(SUPERUSER, limit_of_tier, json(limit=7)),
-    "erase_rate_limit": Row(SUPERUSER, limit_of_tier),
+# Requests for which one made from the schema does not do.
+REQUESTS: dict[str, Callable[[World], dict[str, Any]]] = {
+    "login_for_access_token": lambda world: {"data": {"username": world.owner.username, "password": PASSWORD}},
+    "change_password": lambda world: {
+        "json": {"current_password": passwords[world.caller.username], "new_password": "N3w&better"}
+    },
+    "reset_password": lambda _: {"json": {"token": "mailed", "new_password": "N3w&better"}},
+    "patch_user": lambda _: {"json": {"name": "New Name"}},
+    "erase_user": lambda _: {},
+    "erase_db_user": lambda _: {},
+    "refresh_access_token": lambda _: {},
+    "logout": lambda _: {},
 }
 
 
-def operations() -> dict[str, tuple[str, str]]:
-    """Return method and path of each operation in the application's OpenAPI document."""
-    paths = the_app.openapi()["paths"].items()
-    return {what["operationId"]: (method, path) for path, methods in paths for method, what in methods.items()}
+def likely_answers(name: str) -> str:
+    """Return the name of the answers that the dependencies of an endpoint lead to expect."""
+    pending = [
+        context.dependant
+        for context in iter_route_contexts(the_app.routes)
+        if isinstance(context.original_route, APIRoute) and context.original_route.endpoint.__name__ == name
+    ]
+    calls = set[Any]()
+    while pending:
+        each = pending.pop()
+        calls.add(each.call)
+        pending += each.dependencies
+    by_dependency = {
+        get_own_user_id: "OWNER", get_editable_user_id: "OWNER_OR_SUPERUSER", get_current_superuser: "SUPERUSER",
+        get_current_user: "SIGNED_IN", get_optional_user: "PUBLIC",
+    }  # fmt: skip
+    return next((answers for call, answers in by_dependency.items() if call in calls), "EVERYBODY")
 
 
 def test_every_operation_has_a_row() -> None:
-    assert sorted(ROWS) == sorted(operations())
+    missing = [f'    "{name}": {likely_answers(name)},' for name in operations() if name not in ROWS]
+    gone = [f'    "{name}"' for name in ROWS.keys() - operations().keys()]
+    where = place("integration/test_access.py", "ROWS")
+    assert not missing, "\n".join(["", f"Add to ROWS, at {where}, whom each answers:", *missing])
+    assert not gone, "\n".join(["", f"Remove from ROWS, at {where}, since no operation has the name:", *sorted(gone)])
 
 
 @pytest.fixture
@@ -160,21 +150,15 @@ async def world(client: httpx.AsyncClient, who: str) -> World:
         assert (await client.delete(f"/api/v1/user/{caller.username}", headers=headers)).status_code == 200
     if who == "ended":
         assert (await client.post("/api/v1/logout", headers=headers)).status_code == 204
+    makers = [await sign_in(client, owner), await sign_in(client, await make_superuser())]
     client.cookies.clear()
-    tier = await make_tier("some")
     await make_password_reset(owner, "mailed")
     task_id = f"{owner.id}-{'0' * 32}"
     await fail_task(task_id)
-    return World(
-        caller=caller,
-        headers={} if who == "anonymous" else headers,
-        owner=owner,
-        post=await make_post(owner),
-        tier=tier,
-        limit=await make_rate_limit(tier),
-        task_id=task_id,
-        session_id=sessions[0]["id"],
-    )
+    known = {
+        "username": owner.username, "task_id": task_id, "/api/v1/user/me/sessions/{id}": sessions[0]["id"],
+    }  # fmt: skip
+    return World(caller, {} if who == "anonymous" else headers, owner, Rows(client, makers, known))
 
 
 async def fail_task(task_id: str) -> None:
@@ -190,12 +174,30 @@ async def fail_task(task_id: str) -> None:
 
 
 @pytest.mark.parametrize("who", WHO)
-@pytest.mark.parametrize("operation", ROWS)
-async def test_answer(client: httpx.AsyncClient, world: World, operation: str, who: str) -> None:
-    row = ROWS[operation]
-    method, path = operations()[operation]
-    url = path.format_map(row.path(world))
-    response = await client.request(method, url, headers=world.headers, **row.request(world))
-    assert response.status_code == row.answer_to(who), response.text
+@pytest.mark.parametrize("name", [name for name in ROWS if name in operations()])
+async def test_answer(client: httpx.AsyncClient, world: World, statements: Statements, name: str, who: str) -> None:
+    operation = operations()[name]
+    answer = ROWS[name].replace("200", str(operation.success)).split()[WHO.index(who)]
+    request = REQUESTS[name](world) if name in REQUESTS else await world.rows.request(operation)
+    url = await world.rows.url(operation)
+    statements.clear()
+    response = await client.request(operation.method, url, headers=world.headers, **request)
+    if response.status_code in {404, 409, 422}:
+        assert response.status_code == int(answer), refused(operation, response)
+    assert response.status_code == int(answer), response.text
     if response.status_code == 401:
         assert_unauthorized(response)
+    assert_few_statements(operation, statements)
+
+
+def assert_few_statements(operation: Operation, statements: Statements) -> None:
+    """Assert that a request ran few statements, and those of its write in one transaction."""
+    begun = [sql for sql in statements.written if sql.startswith("BEGIN")]
+    ran = [sql for _, sql in statements.all if not sql.startswith(("BEGIN", "COMMIT", "ROLLBACK"))]
+    listed = "\n".join(ran)
+    assert len(begun) <= 1, f"{operation} began {len(begun)} transactions:\n{listed}"
+    line = f'    "{operation.name}": {len(ran)},\n'
+    assert len(ran) <= STATEMENTS.get(operation.name, FEW), (
+        f"{operation} ran these statements:\n{listed}\n"
+        f"If it needs them all, add to STATEMENTS, at {place('integration/test_access.py', 'STATEMENTS')}\n{line}"
+    )

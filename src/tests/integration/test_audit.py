@@ -14,7 +14,7 @@ from app.core.http import audit
 from app.models.user import User
 from scripts.servers import HOST
 from tests.environment import SRC
-from tests.factories import PASSWORD, make_tier, make_user
+from tests.factories import PASSWORD, make_user
 from tests.fixtures import Fetch, LogRecords, RunServer, open_client
 from tests.integration.own_app import MODULE, build
 
@@ -115,14 +115,13 @@ class TestAccounts:
     async def test_changes_of_an_account_by_superusers(
         self, client: httpx.AsyncClient, superuser: User, superuser_headers: dict[str, str], logs: LogRecords
     ) -> None:
-        user, tier = await make_user(), await make_tier()
+        user = await make_user()
         path = f"/api/v1/user/{user.username}"
         await client.patch(path, json={"name": "New Name"}, headers=superuser_headers)
-        await client.patch(f"{path}/tier", json={"tier_id": tier.id}, headers=superuser_headers)
         await client.delete(path, headers=superuser_headers)
         await client.delete(f"/api/v1/db_user/{user.username}", headers=superuser_headers)
         done = [(event["event"], event["who"], event["target"]) for event in events(logs) if "target" in event]
-        operations = ["patch_user", "patch_user_tier", "erase_user", "erase_db_user"]
+        operations = ["patch_user", "erase_user", "erase_db_user"]
         assert done == [(operation, superuser.id, user.id) for operation in operations]
 
     async def test_failed_sign_in(self, client: httpx.AsyncClient, user: User, logs: LogRecords) -> None:

@@ -30,12 +30,17 @@ from app.core.exceptions import (
 from app.core.setup import create_application
 from app.models.user import User
 from scripts.servers import HOST, Valkey
-from tests.factories import make_post
 from tests.fixtures import HeadersFor, LogRecords, RedisRoles, open_client
 from tests.helper import wait_until
 from tests.integration.own_app import build, build_with, sealed
+from tests.specimen.factories import make_moth
 
 pytestmark = pytest.mark.usefixtures("app")
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 class Thing(BaseModel):
@@ -247,13 +252,13 @@ class TestGet:
         end
         return {redis.call('DBSIZE'), found}
         """)
-        posts = [await make_post(user) for _ in range(3)]
-        paths = [f"{user.username}/{path}" for path in ("posts", "posts?page=2&items_per_page=1", "posts?page=9")]
-        paths += [f"{user.username}/post/{post.id}" for post in posts] + ["nobody/posts", f"nobody/post/{posts[0].id}"]
-        writes = [("PATCH", posts[0].id, {"title": "new"}), ("DELETE", posts[1].id, None)]
+        moths = [await make_moth(user) for _ in range(3)]
+        paths = [f"{user.username}/{path}" for path in ("moths", "moths?page=2&items_per_page=1", "moths?page=9")]
+        paths += [f"{user.username}/moth/{moth.id}" for moth in moths] + ["nobody/moths", f"nobody/moth/{moths[0].id}"]
+        writes = [("PATCH", moths[0].id, {"title": "new"}), ("DELETE", moths[1].id, None)]
         most = 0
-        for method, post_id, body in writes * 3:
-            write = client.request(method, f"/api/v1/{user.username}/post/{post_id}", json=body, headers=user_headers)
+        for method, moth_id, body in writes * 3:
+            write = client.request(method, f"/api/v1/{user.username}/moth/{moth_id}", json=body, headers=user_headers)
             storm = asyncio.gather(write, *(client.get(f"/api/v1/{path}") for path in paths * 3))
             while not storm.done():
                 how_many, found = await endless()
@@ -268,7 +273,7 @@ class TestNoLeftovers:
 
     async def test_unknown_names(self, redis: RedisRoles, client: httpx.AsyncClient, user: User) -> None:
         for number in range(1, 20):
-            for path in (f"/nobody{number}/posts", f"/nobody{number}/post/1", f"/{user.username}/post/{number}"):
+            for path in (f"/nobody{number}/moths", f"/nobody{number}/moth/1", f"/{user.username}/moth/{number}"):
                 assert (await client.get(f"/api/v1{path}")).status_code == 404
         assert await redis.cache.keys() == []
 
@@ -692,8 +697,8 @@ class TestManyKeys:
 
     FILL = """
     for i = 1, 20000 do
-      local index = '@cache:index:user' .. i .. '_posts'
-      local key = 'user' .. i .. '_posts:page_1:items_per_page:10:user' .. i
+      local index = '@cache:index:user' .. i .. '_moths'
+      local key = 'user' .. i .. '_moths:page_1:items_per_page:10:user' .. i
       redis.call('SET', key, 'answer', 'EX', 60)
       redis.call('ZADD', index, 9999999999, key)
       redis.call('ZADD', '@cache:indexes', 9999999999, index)
@@ -717,7 +722,7 @@ class TestManyKeys:
             yield store
 
     async def fill(self, store: CacheStore, name: str, pages: int) -> list[str]:
-        keys = [f"{name}_posts:page_{page}:items_per_page:10:{name}" for page in range(pages)]
+        keys = [f"{name}_moths:page_{page}:items_per_page:10:{name}" for page in range(pages)]
         for key in keys:
             assert await store.fetch(key, b"\x00lease", 60) is None
             await store.store(key, b"\x00lease", b"1", 60)
@@ -732,20 +737,20 @@ class TestManyKeys:
         keys = await self.fill(store, "ann", pages)
         before = await server.dbsize()
         await server.config_resetstat()
-        await store.remove(["ann_post_cache:1"], ["ann_posts:*"])
+        await store.remove(["ann_moth_cache:1"], ["ann_moths:*"])
         calls = await self.calls(server)
         assert calls.keys() & {"scan", "keys", "zrange", "zrangebyscore"} == set()
         assert calls["evalsha"] + calls.get("eval", 0) <= 2 + pages // 500
         assert sum(calls.values()) <= 20 + pages // 100
-        assert await server.exists(*keys, "@cache:index:ann_posts") == 0
+        assert await server.exists(*keys, "@cache:index:ann_moths") == 0
         assert await server.dbsize() == before - pages - 1
-        assert await server.zscore("@cache:indexes", "@cache:index:ann_posts") is None
+        assert await server.zscore("@cache:indexes", "@cache:index:ann_moths") is None
 
     async def test_a_pattern_that_names_no_index(self, server: Redis, store: CacheStore) -> None:
         keys = await self.fill(store, "ann", 30)
         before = await server.dbsize()
         await server.config_resetstat()
-        await store.remove([], ["a*posts:page_*"])
+        await store.remove([], ["a*moths:page_*"])
         assert (await self.calls(server)).keys() & {"scan", "keys"} == set()
         assert await server.exists(*keys) == 0
         assert await server.dbsize() == before - 31

@@ -16,17 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from app.models.user import User
 from scripts.servers import HOST, Valkey
 from tests.factories import make_user
 from tests.fixtures import HeadersFor, RunningServer, RunServer
 from tests.integration.own_app import send
+from tests.specimen.main import SPECIMEN
 
 API = "/api/v1"
 Delay = Callable[[], float]
 Posts = tuple[tuple[int, int], ...]
-"""Number and version of each post, in the order of creation."""
+"""Number and version of each moth, in the order of creation."""
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 class Proxy:
@@ -100,7 +107,7 @@ class Proxy:
 class State:
     name: str | None
     """The author's username; None after the deletion."""
-    posts: Posts = ()
+    moths: Posts = ()
 
 
 @dataclass
@@ -113,15 +120,15 @@ class Author:
     acknowledged: int = 0
     names: list[str] = field(default_factory=list)
     ids: dict[int, int] = field(default_factory=dict)
-    """The id of each post by its number."""
+    """The id of each moth by its number."""
 
     @property
     def state(self) -> State:
         return self.states[-1]
 
 
-def titles(posts: Posts) -> list[str]:
-    return [f"{number}.{version}" for number, version in posts]
+def titles(moths: Posts) -> list[str]:
+    return [f"{number}.{version}" for number, version in moths]
 
 
 class Blogs:
@@ -152,41 +159,41 @@ class Blogs:
                 await asyncio.sleep(self._random.uniform(0, 0.4))
                 if self.is_over:
                     return
-                if author.state.posts or way in {self._create, self._rename, self._end}:
+                if author.state.moths or way in {self._create, self._rename, self._end}:
                     await way(author)
                     self.ways.add(way.__name__)
             author = await self.add()
 
     async def _create(self, author: Author) -> None:
-        number = 1 + max((number for state in author.states for number, _ in state.posts), default=0)
-        new = State(author.state.name, (*author.state.posts, (number, 0)))
+        number = 1 + max((number for state in author.states for number, _ in state.moths), default=0)
+        new = State(author.state.name, (*author.state.moths, (number, 0)))
         body = {"title": f"{number}.0", "text": "text"}
-        created = await self._send(author, new, "POST", f"{author.state.name}/post", body=body)
+        created = await self._send(author, new, "POST", f"{author.state.name}/moth", body=body)
         author.ids[number] = created["id"]
 
     async def _patch(self, author: Author) -> None:
-        number, version = self._random.choice(author.state.posts)
-        posts = tuple((each, version + 1 if each == number else known) for each, known in author.state.posts)
-        path = f"{author.state.name}/post/{author.ids[number]}"
-        await self._send(author, State(author.state.name, posts), "PATCH", path, {"title": f"{number}.{version + 1}"})
+        number, version = self._random.choice(author.state.moths)
+        moths = tuple((each, version + 1 if each == number else known) for each, known in author.state.moths)
+        path = f"{author.state.name}/moth/{author.ids[number]}"
+        await self._send(author, State(author.state.name, moths), "PATCH", path, {"title": f"{number}.{version + 1}"})
 
     async def _delete(self, author: Author) -> None:
-        await self._remove(author, "post", author.headers)
+        await self._remove(author, "moth", author.headers)
 
     async def _hard_delete(self, author: Author) -> None:
-        await self._remove(author, "db_post", self._admin)
+        await self._remove(author, "db_moth", self._admin)
 
     async def _remove(self, author: Author, kind: str, headers: list[str]) -> None:
-        number, _ = self._random.choice(author.state.posts)
-        posts = tuple(post for post in author.state.posts if post[0] != number)
+        number, _ = self._random.choice(author.state.moths)
+        moths = tuple(moth for moth in author.state.moths if moth[0] != number)
         path = f"{author.state.name}/{kind}/{author.ids[number]}"
-        await self._send(author, State(author.state.name, posts), "DELETE", path, headers=headers)
+        await self._send(author, State(author.state.name, moths), "DELETE", path, headers=headers)
 
     async def _rename(self, author: Author) -> None:
         name = f"{author.user.username}x{len(author.names)}"
         author.names.append(name)
         path = f"user/{author.state.name}"
-        await self._send(author, State(name, author.state.posts), "PATCH", path, {"username": name})
+        await self._send(author, State(name, author.state.moths), "PATCH", path, {"username": name})
 
     async def _end(self, author: Author) -> None:
         kind, headers = self._random.choice([("user", author.headers), ("db_user", self._admin)])
@@ -220,18 +227,18 @@ class Blogs:
         name = self._random.choice(author.names[-2:])
         number = self._random.choice([*author.ids, 0])
         known = author.acknowledged
-        path = f"{name}/post/{author.ids[number]}" if number else f"{name}/posts"
+        path = f"{name}/moth/{author.ids[number]}" if number else f"{name}/moths"
         status, _, body = await send(self._random.choice(self._ports), "GET", f"{API}/{path}")
         states = author.states[known:]
         shown: list[str] | None = None
         if status == 200:
             answer = json.loads(body)
-            shown = [post["title"] for post in answer["data"]] if "data" in answer else [answer["title"]]
+            shown = [moth["title"] for moth in answer["data"]] if "data" in answer else [answer["title"]]
         possible: list[list[str] | None] = []
         for state in states:
-            posts = [post for post in state.posts if number in {0, post[0]}]
-            is_found = state.name == name and (posts or not number)
-            possible.append(titles(tuple(posts)) if is_found else None)
+            moths = [moth for moth in state.moths if number in {0, moth[0]}]
+            is_found = state.name == name and (moths or not number)
+            possible.append(titles(tuple(moths)) if is_found else None)
         assert status in {200, 404}, body
         assert shown in possible, f"{path}: {shown} was read, {possible} were possible"
         self.checked += 1
@@ -267,7 +274,7 @@ class Run:
             addresses = [
                 {**self._valkey.environment("CACHE"), "REDIS_CACHE_PORT": str(port)} for port in (first, second)
             ]
-            starting = (self._run_server(environment={**address, **environment}) for address in addresses)
+            starting = (self._run_server(app=SPECIMEN, environment={**address, **environment}) for address in addresses)
             self.servers += await asyncio.gather(*starting)
             blogs = self._make_blogs(self.servers)
             authors = [await blogs.add() for _ in range(6)]

@@ -7,18 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from app.models.user import User
 from scripts.dev import CACHE_SETTINGS, QUEUE_SETTINGS
 from scripts.servers import HOST, Valkey
 from tests.environment import SRC
-from tests.factories import make_post
 from tests.fixtures import RunningServer, RunServer
+from tests.specimen.factories import make_moth
+from tests.specimen.main import SPECIMEN
 
 API = "/api/v1"
-POSTS = 60
+MOTHS = 60
 TASKS = 30
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 def compose_settings() -> dict[str, str]:
@@ -48,37 +55,37 @@ async def full(valkey: Valkey) -> AsyncIterator["Redis"]:
         yield client
 
 
-async def read_much(server: RunningServer, user: User, posts: Mapping[int, str], at_once: int = 10) -> None:
+async def read_much(server: RunningServer, user: User, moths: Mapping[int, str], at_once: int = 10) -> None:
     """Read and check lists of all lengths, several times as much as fits into the memory."""
 
     async def read(size: int) -> None:
-        answer = await server.client.get(f"{API}/{user.username}/posts?items_per_page={size}")
+        answer = await server.client.get(f"{API}/{user.username}/moths?items_per_page={size}")
         assert answer.status_code == 200
-        assert {post["id"]: post["title"] for post in answer.json()["data"]} == dict([*posts.items()][:size])
+        assert {moth["id"]: moth["title"] for moth in answer.json()["data"]} == dict([*moths.items()][:size])
 
-    for begin in range(1, POSTS, at_once):
+    for begin in range(1, MOTHS, at_once):
         await asyncio.gather(*(read(size) for size in range(begin, begin + at_once)))
 
 
-async def make_posts(user: User) -> dict[int, str]:
-    posts = [await make_post(user, text="text " * 1000) for _ in range(POSTS)]
-    return {post.id: post.title for post in posts}
+async def make_moths(user: User) -> dict[int, str]:
+    moths = [await make_moth(user, text="text " * 1000) for _ in range(MOTHS)]
+    return {moth.id: moth.title for moth in moths}
 
 
 @pytest.mark.parametrize("server_settings", [CACHE_SETTINGS, compose_settings(), {"maxmemory-policy": "noeviction"}])
 async def test_reads_are_right_and_writes_go_on(
     full: "Redis", valkey: Valkey, run_server: RunServer, user: User, user_headers: dict[str, str], server_settings: Any
 ) -> None:
-    server = await run_server(environment=valkey.environment("CACHE"))
-    posts = await make_posts(user)
-    for number, post_id in enumerate([*posts][:3]):
-        await read_much(server, user, posts)
-        posts[post_id] = f"new {number}"
+    server = await run_server(app=SPECIMEN, environment=valkey.environment("CACHE"))
+    moths = await make_moths(user)
+    for number, moth_id in enumerate([*moths][:3]):
+        await read_much(server, user, moths)
+        moths[moth_id] = f"new {number}"
         answer = await server.client.patch(
-            f"{API}/{user.username}/post/{post_id}", json={"title": posts[post_id]}, headers=user_headers
+            f"{API}/{user.username}/moth/{moth_id}", json={"title": moths[moth_id]}, headers=user_headers
         )
         assert answer.status_code == 200
-    await read_much(server, user, posts)
+    await read_much(server, user, moths)
     if server_settings["maxmemory-policy"] == "noeviction":
         assert "OutOfMemoryError" in server.output
     else:
@@ -91,19 +98,21 @@ async def test_no_job_is_dropped_where_one_server_serves_all(
 ) -> None:
     environment = valkey.environment("CACHE", "QUEUE", "RATE_LIMIT")
     databases = {f"REDIS_{role}_DB": "0" for role in ("CACHE", "QUEUE", "RATE_LIMIT")}
-    server = await run_server(environment={**environment, **databases, "DEFAULT_RATE_LIMIT_LIMIT": str(TASKS)})
-    posts = await make_posts(user)
+    server = await run_server(
+        app=SPECIMEN, environment={**environment, **databases, "DEFAULT_RATE_LIMIT_LIMIT": str(TASKS)}
+    )
+    moths = await make_moths(user)
 
     async def make_task() -> str:
-        answer = await server.client.post(f"{API}/tasks/task?message={'x' * 100}", headers=user_headers)
+        answer = await server.client.post(f"{API}/specimen/job?message={'x' * 100}", headers=user_headers)
         assert answer.status_code == 201
         return str(answer.json()["id"])
 
     # One at a time, because answers in output buffers count as used memory and could exceed the free memory.
     ids = [await make_task() for _ in range(TASKS // 2)]
-    await read_much(server, user, posts, at_once=1)
+    await read_much(server, user, moths, at_once=1)
     ids += [await make_task() for _ in range(TASKS // 2)]
-    await read_much(server, user, posts, at_once=1)
+    await read_much(server, user, moths, at_once=1)
     assert (await full.info("stats"))["evicted_keys"] > 0
     assert await full.exists(*(f"arq:job:{job_id}" for job_id in ids)) == TASKS
     assert await full.zcard("arq:queue") == TASKS

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -20,6 +21,7 @@ from tests.factories import PASSWORD
 from tests.fixtures import RunServer
 from tests.integration.own_app import sealed
 from tests.integration.test_faults import NO_LIMITS
+from tests.specimen.main import SPECIMEN
 
 API = "/api/v1"
 NAMES = ["ann", "bob", "cem"]
@@ -27,6 +29,11 @@ POSTS_READ = 5
 ANY = st.integers(0, 59)
 """An index into a list, taken modulo its length."""
 Made = TypeVar("Made")
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 def choose(things: Sequence[Made], which: int) -> Made:
@@ -39,7 +46,7 @@ class Blog:
 
     name: str
     headers: dict[str, str]
-    posts: dict[int, str] = field(default_factory=dict)
+    moths: dict[int, str] = field(default_factory=dict)
     """Titles by id."""
 
 
@@ -58,7 +65,7 @@ class Service(RuleBasedStateMachine):
         self.names = [name + suffix for name in NAMES]
         self.taken: set[str] = set()
         self.living: dict[str, Blog] = {}
-        self.post_ids: list[int] = []
+        self.moth_ids: list[int] = []
         self.through = 0
         for which in (0, 1):
             self.sign_up(which, which)
@@ -100,30 +107,30 @@ class Service(RuleBasedStateMachine):
     def create(self, who: int, which: int) -> None:
         blog = self.blog(who)
         body = {"title": f"title {next(self._numbers)}", "text": "text"}
-        answer = self.ask("POST", f"{blog.name}/post", json=body, headers=blog.headers)
+        answer = self.ask("POST", f"{blog.name}/moth", json=body, headers=blog.headers)
         assert answer.status_code == 201
-        self.post_ids.append(answer.json()["id"])
-        blog.posts[self.post_ids[-1]] = body["title"]
+        self.moth_ids.append(answer.json()["id"])
+        blog.moths[self.moth_ids[-1]] = body["title"]
 
     def patch(self, who: int, which: int) -> None:
-        blog, post_id = self.blog(who), choose(self.post_ids, which)
+        blog, moth_id = self.blog(who), choose(self.moth_ids, which)
         body = {"title": f"title {next(self._numbers)}"}
-        answer = self.ask("PATCH", f"{blog.name}/post/{post_id}", json=body, headers=blog.headers)
-        assert answer.status_code == (200 if post_id in blog.posts else 404)
-        if post_id in blog.posts:
-            blog.posts[post_id] = body["title"]
+        answer = self.ask("PATCH", f"{blog.name}/moth/{moth_id}", json=body, headers=blog.headers)
+        assert answer.status_code == (200 if moth_id in blog.moths else 404)
+        if moth_id in blog.moths:
+            blog.moths[moth_id] = body["title"]
 
     def delete(self, who: int, which: int) -> None:
-        blog, post_id = self.blog(who), choose(self.post_ids, which)
-        answer = self.ask("DELETE", f"{blog.name}/post/{post_id}", headers=blog.headers)
-        assert answer.status_code == (200 if post_id in blog.posts else 404)
-        blog.posts.pop(post_id, None)
+        blog, moth_id = self.blog(who), choose(self.moth_ids, which)
+        answer = self.ask("DELETE", f"{blog.name}/moth/{moth_id}", headers=blog.headers)
+        assert answer.status_code == (200 if moth_id in blog.moths else 404)
+        blog.moths.pop(moth_id, None)
 
     def hard_delete(self, who: int, which: int) -> None:
-        blog, post_id = self.blog(who), choose(self.post_ids, which)
-        answer = self.ask("DELETE", f"{blog.name}/db_post/{post_id}", headers=self.admin)
-        assert answer.status_code == 200 or post_id not in blog.posts  # a repeated deletion
-        blog.posts.pop(post_id, None)
+        blog, moth_id = self.blog(who), choose(self.moth_ids, which)
+        answer = self.ask("DELETE", f"{blog.name}/db_moth/{moth_id}", headers=self.admin)
+        assert answer.status_code == 200 or moth_id not in blog.moths  # a repeated deletion
+        blog.moths.pop(moth_id, None)
 
     def rename(self, who: int, which: int) -> None:
         blog, name = self.blog(who), choose(self.names, which)
@@ -157,30 +164,30 @@ class Service(RuleBasedStateMachine):
     def all_is_as_it_should_be(self) -> None:
         for name in self.names:
             for page, size in ((1, 10), (2, 1)):
-                self.read_posts(name, page, size)
-            for post_id in self.post_ids[-POSTS_READ:]:
-                self.read_post(name, post_id)
+                self.read_moths(name, page, size)
+            for moth_id in self.moth_ids[-POSTS_READ:]:
+                self.read_moth(name, moth_id)
 
-    def read_posts(self, name: str, page: int, size: int) -> None:
+    def read_moths(self, name: str, page: int, size: int) -> None:
         blog = self.living.get(name)
-        answer = self.ask("GET", f"{name}/posts?page={page}&items_per_page={size}")
+        answer = self.ask("GET", f"{name}/moths?page={page}&items_per_page={size}")
         if blog is None:
             assert answer.status_code == 404
             return
-        shown = list(blog.posts.items())[(page - 1) * size : page * size]
+        shown = list(blog.moths.items())[(page - 1) * size : page * size]
         body = answer.json()
-        assert [(post["id"], post["title"]) for post in body["data"]] == shown
-        assert body["total_count"] == len(blog.posts)
+        assert [(moth["id"], moth["title"]) for moth in body["data"]] == shown
+        assert body["total_count"] == len(blog.moths)
         if shown:
             self.look_for(answer)
 
-    def read_post(self, name: str, post_id: int) -> None:
+    def read_moth(self, name: str, moth_id: int) -> None:
         blog = self.living.get(name)
-        answer = self.ask("GET", f"{name}/post/{post_id}")
-        if blog is None or post_id not in blog.posts:
+        answer = self.ask("GET", f"{name}/moth/{moth_id}")
+        if blog is None or moth_id not in blog.moths:
             assert answer.status_code == 404
             return
-        assert answer.json()["title"] == blog.posts[post_id]
+        assert answer.json()["title"] == blog.moths[moth_id]
         self.look_for(answer)
 
     def look_for(self, answer: httpx.Response) -> None:
@@ -207,7 +214,7 @@ class Service(RuleBasedStateMachine):
 async def clients(tmp_path: Path, run_server: RunServer, superuser_headers: dict[str, str]) -> AsyncIterator[None]:
     with Valkey(tmp_path / "valkey") as valkey:
         environment = {**NO_LIMITS, **valkey.environment("CACHE"), "REDIS_CACHE_DB": "0"}
-        servers = await asyncio.gather(*(run_server(environment=environment) for _ in range(2)))
+        servers = await asyncio.gather(*(run_server(app=SPECIMEN, environment=environment) for _ in range(2)))
         Service.admin = superuser_headers
         with ExitStack() as stack:
             Service.cache = stack.enter_context(closing(Redis(host=HOST, port=valkey.port)))

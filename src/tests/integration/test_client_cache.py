@@ -4,18 +4,24 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import StreamingResponse
 
 from app.models.user import User
-from tests.factories import PASSWORD, make_post
+from tests.factories import PASSWORD
 from tests.fixtures import HeadersFor, open_client
 from tests.helper import sign_in
 from tests.integration.own_app import build
+from tests.specimen.factories import make_moth
 
 API = "/api/v1"
 PUBLIC = "public, max-age=60"
 PRIVATE = "private, no-store"
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 def check(response: httpx.Response, status: int, cache_control: str) -> None:
@@ -27,22 +33,22 @@ def check(response: httpx.Response, status: int, cache_control: str) -> None:
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 class TestKept:
     async def test_public_answers(self, client: httpx.AsyncClient, user: User, method: str) -> None:
-        post = await make_post(user)
+        moth = await make_moth(user)
         name = user.username
-        for path in ("users", f"user/{name}", f"{name}/posts", f"{name}/post/{post.id}"):
+        for path in ("users", f"user/{name}", f"{name}/moths", f"{name}/moth/{moth.id}"):
             check(await client.request(method, f"{API}/{path}"), 200, PUBLIC)
 
     async def test_hit_of_the_server_cache(self, client: httpx.AsyncClient, user: User, method: str) -> None:
         for _ in range(2):
-            check(await client.request(method, f"{API}/{user.username}/posts"), 200, PUBLIC)
+            check(await client.request(method, f"{API}/{user.username}/moths"), 200, PUBLIC)
 
 
 class TestNotKept:
     async def test_answers_to_a_token(
         self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]
     ) -> None:
-        await make_post(user)
-        for path in ("users", f"user/{user.username}", "user/me", "user/me/", f"{user.username}/posts"):
+        await make_moth(user)
+        for path in ("users", f"user/{user.username}", "user/me", "user/me/", f"{user.username}/moths"):
             check(await client.get(f"{API}/{path}", headers=user_headers), 200, PRIVATE)
 
     @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ class TestNotKept:
     async def test_answers_to_other_credentials(
         self, client: httpx.AsyncClient, user: User, headers: dict[str, str]
     ) -> None:
-        check(await client.get(f"{API}/{user.username}/posts", headers=headers), 200, PRIVATE)
+        check(await client.get(f"{API}/{user.username}/moths", headers=headers), 200, PRIVATE)
 
     async def test_signing_in(self, client: httpx.AsyncClient, user: User) -> None:
         data = {"username": user.username, "password": PASSWORD}
@@ -59,24 +65,24 @@ class TestNotKept:
 
     async def test_writes(self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]) -> None:
         body = {"title": "A title", "text": "text"}
-        check(await client.post(f"{API}/{user.username}/post", json=body, headers=user_headers), 201, PRIVATE)
-        path = f"{API}/{user.username}/post/1"
+        check(await client.post(f"{API}/{user.username}/moth", json=body, headers=user_headers), 201, PRIVATE)
+        path = f"{API}/{user.username}/moth/1"
         check(await client.patch(path, json={"title": "Other"}, headers=user_headers), 200, PRIVATE)
         check(await client.delete(path, headers=user_headers), 200, PRIVATE)
-        check(await client.post(f"{API}/tasks/task", params={"message": "x"}), 201, PRIVATE)
+        check(await client.post(f"{API}/specimen/job", params={"message": "x"}), 201, PRIVATE)
 
     async def test_errors(self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User) -> None:
         headers = await headers_for(user)
         check(await client.get(f"{API}/user/nobody"), 404, PRIVATE)
         check(await client.get("/nowhere"), 404, PRIVATE)
         check(await client.get(f"{API}/user/me"), 401, PRIVATE)
-        check(await client.get(f"{API}/tiers", headers=headers), 403, PRIVATE)
+        check(await client.get(f"{API}/drawers", headers=headers), 403, PRIVATE)
         check(await client.put(f"{API}/users"), 405, PRIVATE)
         check(await client.get(f"{API}/users?page=0"), 422, PRIVATE)
         check(await client.head(f"{API}/user/nobody"), 404, PRIVATE)
         check(await client.post(f"{API}/user", content=b"x" * 1024 * 1025), 413, PRIVATE)
         for status in [201] * 10 + [429]:
-            check(await client.post(f"{API}/tasks/task", params={"message": "x"}), status, PRIVATE)
+            check(await client.post(f"{API}/specimen/job", params={"message": "x"}), status, PRIVATE)
 
     async def test_error_that_nobody_foresaw(self, client: httpx.AsyncClient) -> None:
         router = APIRouter()
@@ -91,10 +97,6 @@ class TestNotKept:
     async def test_health(self, client: httpx.AsyncClient) -> None:
         for path in ("/health", "/health/ready"):
             check(await client.get(path), 200, PRIVATE)
-
-    async def test_state_of_a_task(self, client: httpx.AsyncClient) -> None:
-        task = (await client.post(f"{API}/tasks/task", params={"message": "x"})).json()["id"]
-        check(await client.get(f"{API}/tasks/task/{task}"), 200, PRIVATE)
 
 
 async def test_endpoint_has_the_last_word(client: httpx.AsyncClient) -> None:
@@ -118,7 +120,7 @@ class TestEntityTag:
 
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
     async def test_known_answer_is_not_sent_again(self, client: httpx.AsyncClient, user: User, method: str) -> None:
-        for path in (f"{API}/users", f"{API}/{user.username}/posts", f"{API}/{user.username}/posts"):
+        for path in (f"{API}/users", f"{API}/{user.username}/moths", f"{API}/{user.username}/moths"):
             first = await client.get(path)
             tag = first.headers["etag"]
             for known in (tag, f"W/{tag}", f'"other", {tag}', f'"a,b",W/"x" , W/{tag}', "*", " * "):

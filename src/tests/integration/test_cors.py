@@ -4,17 +4,22 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 
 from app.models.user import User
 from tests.fixtures import open_client
 from tests.helper import sign_in
-from tests.integration.own_app import build_service
+from tests.integration.own_app import build_specimen
 
 FRIEND = "https://app.example.com"
 STRANGER = "https://evil.example"
 USERS = "/api/v1/users"
 PREFLIGHT = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "authorization,content-type"}
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 def cors_headers(response: httpx.Response) -> dict[str, str]:
@@ -29,7 +34,7 @@ def vary(response: httpx.Response) -> set[str]:
 @pytest.fixture
 async def open_api(client: httpx.AsyncClient, the_routes: APIRouter) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the API with two allowed origins."""
-    async with open_client(build_service(the_routes, CORS_ORIGINS=f"https://other.example, {FRIEND}")) as own:
+    async with open_client(build_specimen(the_routes, CORS_ORIGINS=f"https://other.example, {FRIEND}")) as own:
         yield own
 
 
@@ -94,7 +99,7 @@ class TestNamedOrigins:
 
 class TestAnyOrigin:
     async def test_never_with_credentials(self, client: httpx.AsyncClient, the_routes: APIRouter) -> None:
-        async with open_client(build_service(the_routes, CORS_ORIGINS="*")) as own:
+        async with open_client(build_specimen(the_routes, CORS_ORIGINS="*")) as own:
             answer = await own.get(USERS, headers={"Origin": STRANGER})
             preflight = await own.options(USERS, headers={"Origin": STRANGER, **PREFLIGHT})
         assert preflight.status_code == 200

@@ -16,20 +16,17 @@ from app.core.database import Base, Database, default_engines, transaction
 from app.core.exceptions import DuplicateValueError, NotFoundError, UnknownFilterError
 from app.core.models import PersistentDeletion
 from app.crud.crud_base import CRUDBase
-from app.crud.crud_posts import crud_posts
-from app.crud.crud_rate_limit import crud_rate_limits
-from app.crud.crud_tier import crud_tiers
 from app.crud.crud_users import crud_users
 from app.crud.statements import Lookup
-from app.models.post import Post
-from app.models.tier import Tier
 from app.models.user import User
-from app.schemas.post import PostCreate, PostUpdate
-from app.schemas.tier import TierCreate, TierRead, TierUpdate
-from app.schemas.user import UserCreateInternal, UserRead, UserReadOwn, UserUpdate
-from tests.factories import make_post, make_rate_limit, make_tier, make_user
+from app.schemas.user import UserCreateInternal, UserReadOwn, UserUpdate
+from tests.factories import make_user
 from tests.fixtures import Fetch, Statements
 from tests.helper import is_recent
+from tests.specimen.crud import crud_drawers, crud_moths, crud_slips
+from tests.specimen.factories import make_drawer, make_moth, make_slip
+from tests.specimen.models import Drawer, Moth
+from tests.specimen.schemas import DrawerCreate, DrawerRead, DrawerUpdate, MothCreate, MothUpdate
 
 
 class Body(BaseModel):
@@ -141,20 +138,25 @@ async def reading(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
             yield db
 
 
+class UserPublic(BaseModel):
+    id: int
+    name: str
+    username: str
+
+
 class TestGet:
     async def test_every_column(self, reading: Database, user: User) -> None:
-        found = await crud_users.get(reading, id=user.id)
+        moth = await make_moth(user)
+        found = await crud_moths.get(reading, id=moth.id)
         assert found == {
-            "id": user.id,
-            "uuid": user.uuid,
-            "name": user.name,
-            "username": user.username,
-            "email": user.email,
-            "hashed_password": user.hashed_password,
-            "profile_image_url": None,
-            "tier_id": None,
-            "is_superuser": False,
-            "created_at": user.created_at,
+            "id": moth.id,
+            "uuid": moth.uuid,
+            "created_by_user_id": user.id,
+            "title": moth.title,
+            "text": moth.text,
+            "media_url": None,
+            "drawer_id": None,
+            "created_at": moth.created_at,
             "updated_at": None,
             "deleted_at": None,
             "is_deleted": False,
@@ -166,14 +168,8 @@ class TestGet:
         assert await crud_users.get(reading, id=user.id + 1) is None
 
     async def test_schema(self, reading: Database, user: User, statements: Statements) -> None:
-        found = await crud_users.get(reading, UserRead, username=user.username)
-        assert found == {
-            "id": user.id,
-            "name": user.name,
-            "username": user.username,
-            "profile_image_url": None,
-            "tier_id": None,
-        }
+        found = await crud_users.get(reading, UserPublic, username=user.username)
+        assert found == {"id": user.id, "name": user.name, "username": user.username}
         await asyncio.sleep(0)  # the driver logs its statements in the next iteration of the loop
         [sql] = [sql for _, sql in statements.all if "SELECT" in sql]
         assert "email" not in sql
@@ -198,10 +194,10 @@ class TestGet:
         assert await crud_users.get(reading, ["id"], id=user.id, name="Else") is None
 
     async def test_none_is_null(self, reading: Database) -> None:
-        tier = await make_tier()
-        without, within = await make_user(), await make_user(tier_id=tier.id)
-        assert await crud_users.get(reading, ["id"], tier_id=None) == {"id": without.id}
-        assert await crud_users.get(reading, ["id"], tier_id=tier.id) == {"id": within.id}
+        drawer, user = await make_drawer(), await make_user()
+        without, within = await make_moth(user), await make_moth(user, drawer_id=drawer.id)
+        assert await crud_moths.get(reading, ["id"], drawer_id=None) == {"id": without.id}
+        assert await crud_moths.get(reading, ["id"], drawer_id=drawer.id) == {"id": within.id}
 
     async def test_true_and_false(self, reading: Database, user: User, superuser: User, statements: Statements) -> None:
         assert await crud_users.get(reading, ["id"], is_superuser=True) == {"id": superuser.id}
@@ -218,9 +214,9 @@ class TestGet:
         assert await crud_users.get(reading, name="' OR TRUE --") is None
 
     async def test_sees_writes_of_its_session(self, reading: Database, db: AsyncSession) -> None:
-        await crud_tiers.create(db, TierCreate(name="new"))
-        assert await crud_tiers.get(db, name="new") is not None
-        assert await crud_tiers.get(default_engines.reader, name="new") is None
+        await crud_drawers.create(db, DrawerCreate(name="new"))
+        assert await crud_drawers.get(db, name="new") is not None
+        assert await crud_drawers.get(default_engines.reader, name="new") is None
 
 
 class TestGetMulti:
@@ -261,8 +257,8 @@ class TestGetMulti:
         self, reading: Database, offset: int, limit: int, ids: list[int], has_more: bool, page: int
     ) -> None:
         for _ in range(5):
-            await make_tier()
-        found = await crud_tiers.get_multi(reading, offset=offset, limit=limit, schema_to_select=["id"])
+            await make_drawer()
+        found = await crud_drawers.get_multi(reading, offset=offset, limit=limit, schema_to_select=["id"])
         assert found == {
             "data": [{"id": number} for number in ids],
             "total_count": 5,
@@ -345,7 +341,7 @@ class TestExistsAndCount:
     async def test_exists(self, reading: Database, user: User) -> None:
         assert await crud_users.exists(reading, username=user.username) is True
         assert await crud_users.exists(reading, username="nobody") is False
-        assert await crud_users.exists(reading, username=user.username, tier_id=None) is True
+        assert await crud_users.exists(reading, username=user.username, profile_image_url=None) is True
 
     async def test_count(self, reading: Database) -> None:
         assert await crud_users.count(reading) == 0
@@ -353,11 +349,11 @@ class TestExistsAndCount:
             await make_user(name=name)
         assert await crud_users.count(reading) == 3
         assert await crud_users.count(reading, name="Same") == 2
-        assert await crud_users.count(reading, tier_id=None) == 3
+        assert await crud_users.count(reading, profile_image_url=None) == 3
 
     async def test_without_filter(self, reading: Database, user: User) -> None:
         assert await crud_users.exists(reading) is True
-        assert await crud_posts.exists(reading) is False
+        assert await crud_moths.exists(reading) is False
 
     async def test_unknown_filter(self, reading: Database) -> None:
         with pytest.raises(UnknownFilterError, match="'nothing'"):
@@ -370,49 +366,49 @@ class TestLookup:
     """A filter whose value the statement looks up, such as the id of a user by name."""
 
     async def test_reads(self, reading: Database, user: User, statements: Statements) -> None:
-        posts = [await make_post(user) for _ in range(3)]
-        await make_post(await make_user())
+        moths = [await make_moth(user) for _ in range(3)]
+        await make_moth(await make_user())
         statements.clear()
         own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(user.username), "is_deleted": False}
-        page = await crud_posts.get_multi(reading, **own)
-        assert [row["id"] for row in page["data"]] == [post.id for post in posts]
-        assert page["total_count"] == await crud_posts.count(reading, **own) == 3
-        assert await crud_posts.get(reading, ["id"], id=posts[1].id, **own) == {"id": posts[1].id}
-        assert await crud_posts.exists(reading, **own)
+        page = await crud_moths.get_multi(reading, **own)
+        assert [row["id"] for row in page["data"]] == [moth.id for moth in moths]
+        assert page["total_count"] == await crud_moths.count(reading, **own) == 3
+        assert await crud_moths.get(reading, ["id"], id=moths[1].id, **own) == {"id": moths[1].id}
+        assert await crud_moths.exists(reading, **own)
         assert sum("row_count" in sql for _, sql in statements.all) == 2
 
     async def test_no_row_equals_a_lookup_without_a_result(self, reading: Database, user: User) -> None:
-        await make_post(user)
+        await make_moth(user)
         own: dict[str, Any] = {"created_by_user_id": crud_users.id_of("nobody"), "is_deleted": False}
-        assert await crud_posts.count(reading, **own) == 0
-        assert not await crud_posts.exists(reading, **own)
+        assert await crud_moths.count(reading, **own) == 0
+        assert not await crud_moths.exists(reading, **own)
 
     @pytest.mark.parametrize(("offset", "after"), [(0, None), (5, None), (0, 5)])
     async def test_reading_rows_names_the_missing_row(
         self, reading: Database, user: User, offset: int, after: int | None
     ) -> None:
         own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(user.username), "is_deleted": False}
-        assert await crud_posts.get(reading, **own) is None
-        found = await crud_posts.get_multi(reading, offset, after=after, **own)
+        assert await crud_moths.get(reading, **own) is None
+        found = await crud_moths.get_multi(reading, offset, after=after, **own)
         assert (found["data"], found["total_count"], found["has_more"]) == ([], 0, False)
         own["created_by_user_id"] = crud_users.id_of("nobody")
         with pytest.raises(NotFoundError, match="User not found"):
-            await crud_posts.get(reading, **own)
+            await crud_moths.get(reading, **own)
         with pytest.raises(NotFoundError, match="User not found"):
-            await crud_posts.get_multi(reading, offset, after=after, **own)
+            await crud_moths.get_multi(reading, offset, after=after, **own)
         nothing = Lookup(User, "profile_image_url", {"id": user.id})  # the row is there, and the value is NULL
-        assert await crud_posts.get(reading, title=nothing) is None
-        with pytest.raises(NotFoundError, match="User or Tier not found"):
-            await crud_posts.get(reading, **own, title=Lookup(Tier, "name", {"id": 1}))
+        assert await crud_moths.get(reading, title=nothing) is None
+        with pytest.raises(NotFoundError, match="User or Drawer not found"):
+            await crud_moths.get(reading, **own, title=Lookup(Drawer, "name", {"id": 1}))
 
     async def test_two_of_them(self, reading: Database, user: User) -> None:
         """Two lookups in one statement keep their own parameters, even if they use the same columns."""
         other = await make_user()
-        await make_post(user, title=other.username)
+        await make_moth(user, title=other.username)
 
         async def has(owner: User, named: User) -> bool:
             title = Lookup(User, "username", {"id": named.id})
-            return await crud_posts.exists(reading, created_by_user_id=crud_users.id_of(owner.username), title=title)
+            return await crud_moths.exists(reading, created_by_user_id=crud_users.id_of(owner.username), title=title)
 
         assert await has(user, other)
         assert not await has(other, user)
@@ -427,42 +423,42 @@ class TestLookup:
 
     async def test_unknown_filter_of_the_other(self, reading: Database) -> None:
         with pytest.raises(UnknownFilterError, match="User has no column 'title'"):
-            await crud_posts.exists(reading, created_by_user_id=Lookup(User, "id", {"title": "x"}))
+            await crud_moths.exists(reading, created_by_user_id=Lookup(User, "id", {"title": "x"}))
 
     async def test_writes(self, user: User, fetch: Fetch) -> None:
-        await make_post(user)
-        other = await make_post(await make_user())
+        await make_moth(user)
+        other = await make_moth(await make_user())
         async with transaction() as db:
             own = {"created_by_user_id": crud_users.id_of(user.username)}
-            assert await crud_posts.update(db, PostUpdate(title="Changed"), **own) == 1
-            assert await crud_posts.db_delete(db, **own) == 1
-            assert await crud_posts.db_delete(db, created_by_user_id=crud_users.id_of("nobody")) == 0
-        assert [row["id"] for row in await fetch("SELECT id FROM post")] == [other.id]
+            assert await crud_moths.update(db, MothUpdate(title="Changed"), **own) == 1
+            assert await crud_moths.db_delete(db, **own) == 1
+            assert await crud_moths.db_delete(db, created_by_user_id=crud_users.id_of("nobody")) == 0
+        assert [row["id"] for row in await fetch("SELECT id FROM moth")] == [other.id]
 
     async def test_create(self, user: User, fetch: Fetch) -> None:
         async with transaction() as db:
-            post = PostCreate(title="Title", text="Text")
-            await crud_posts.create(db, post, created_by_user_id=crud_users.id_of(user.username))
+            moth = MothCreate(title="Title", text="Text")
+            await crud_moths.create(db, moth, created_by_user_id=crud_users.id_of(user.username))
             with pytest.raises(NotFoundError, match="User not found"):
-                await crud_posts.create(db, post, created_by_user_id=crud_users.id_of("nobody"))
-        assert [row["created_by_user_id"] for row in await fetch("SELECT * FROM post")] == [user.id]
+                await crud_moths.create(db, moth, created_by_user_id=crud_users.id_of("nobody"))
+        assert [row["created_by_user_id"] for row in await fetch("SELECT * FROM moth")] == [user.id]
 
     @pytest.mark.parametrize("write", ["create", "update", "update_one", "delete", "db_delete", "update_loaded"])
     async def test_writes_lock_the_row_that_is_looked_up(self, user: User, fetch: Fetch, write: str) -> None:
-        post = await make_post(user)
+        moth = await make_moth(user)
         own = {"created_by_user_id": crud_users.id_of(user.username)}
         lock = 'SELECT id FROM "user" FOR NO KEY UPDATE NOWAIT'  # what an UPDATE of other columns takes
         async with transaction() as db:
             match write:
                 case "create":
-                    await crud_posts.create(db, PostCreate(title="Title", text="Text"), **own)
+                    await crud_moths.create(db, MothCreate(title="Title", text="Text"), **own)
                 case "update_loaded":
-                    assert await db.get(Post, post.id)
-                    assert await crud_posts.update(db, {"title": "Changed"}, **own)
+                    assert await db.get(Moth, moth.id)
+                    assert await crud_moths.update(db, {"title": "Changed"}, **own)
                 case "update" | "update_one":
-                    assert await getattr(crud_posts, write)(db, {"title": "Changed"}, **own)
+                    assert await getattr(crud_moths, write)(db, {"title": "Changed"}, **own)
                 case _:
-                    assert await getattr(crud_posts, write)(db, **own)
+                    assert await getattr(crud_moths, write)(db, **own)
             assert await fetch(lock) == [{"id": user.id}]
             with pytest.raises(asyncpg.LockNotAvailableError):
                 await fetch('SELECT id FROM "user" FOR UPDATE NOWAIT')  # what a change of the name takes
@@ -491,26 +487,26 @@ class TestCreate:
         assert stored == {name: getattr(row, name) for name in stored}
 
     async def test_duplicate(self, fetch: Fetch) -> None:
-        await make_tier("free")
+        await make_drawer("free")
 
         async def create_two() -> None:
             async with transaction() as db:
-                await crud_tiers.create(db, TierCreate(name="other"))
-                await crud_tiers.create(db, TierCreate(name="free"))
+                await crud_drawers.create(db, DrawerCreate(name="other"))
+                await crud_drawers.create(db, DrawerCreate(name="free"))
 
         with pytest.raises(DuplicateValueError, match="Name already taken"):
             await create_two()
-        assert await fetch("SELECT name FROM tier") == [{"name": "free"}]
+        assert await fetch("SELECT name FROM drawer") == [{"name": "free"}]
 
     async def test_duplicate_inside_a_savepoint_leaves_the_transaction_usable(self, fetch: Fetch) -> None:
-        await make_tier("free")
+        await make_drawer("free")
         async with transaction() as db:
-            await crud_tiers.create(db, TierCreate(name="before"))
+            await crud_drawers.create(db, DrawerCreate(name="before"))
             with pytest.raises(DuplicateValueError):
                 async with db.begin_nested():
-                    await crud_tiers.create(db, TierCreate(name="free"))
-            await crud_tiers.create(db, TierCreate(name="after"))
-        assert {row["name"] for row in await fetch("SELECT name FROM tier")} == {"free", "before", "after"}
+                    await crud_drawers.create(db, DrawerCreate(name="free"))
+            await crud_drawers.create(db, DrawerCreate(name="after"))
+        assert {row["name"] for row in await fetch("SELECT name FROM drawer")} == {"free", "before", "after"}
 
 
 class TestUpdate:
@@ -538,7 +534,7 @@ class TestUpdate:
 
     async def test_expression(self, user: User, fetch: Fetch) -> None:
         async with transaction() as db:
-            await crud_users.update(db, {"name": func.upper(User.name), "tier_id": None}, id=user.id)
+            await crud_users.update(db, {"name": func.upper(User.name), "profile_image_url": None}, id=user.id)
         [row] = await fetch('SELECT name FROM "user"')
         assert row["name"] == user.name.upper()
 
@@ -555,11 +551,10 @@ class TestUpdate:
             assert await crud_users.update(db, {"name": "New"}, id=user.id + 1) == 0
 
     async def test_null_filter(self, fetch: Fetch) -> None:
-        tier = await make_tier()
         await make_user()
-        await make_user(tier_id=tier.id)
+        await make_user(profile_image_url="https://example.com/image.png")
         async with transaction() as db:
-            assert await crud_users.update(db, {"name": "New"}, tier_id=None) == 1
+            assert await crud_users.update(db, {"name": "New"}, profile_image_url=None) == 1
         assert [row["name"] for row in await fetch('SELECT name FROM "user" ORDER BY id')] == ["New", "Some User"]
 
     async def test_name_that_is_filter_and_value(self, user: User, fetch: Fetch) -> None:
@@ -606,26 +601,26 @@ class TestUpdate:
                 await crud_users.update(db, {"name": "New", "nothing": 1}, id=user.id)
 
     async def test_duplicate(self, fetch: Fetch) -> None:
-        await make_tier("free")
-        await make_tier("pro")
+        await make_drawer("free")
+        await make_drawer("pro")
         with pytest.raises(DuplicateValueError, match="Name already taken"):
             async with transaction() as db:
-                await crud_tiers.update(db, TierUpdate(name="free"), name="pro")
-        assert len(await fetch("SELECT FROM tier WHERE name = 'pro'")) == 1
+                await crud_drawers.update(db, DrawerUpdate(name="free"), name="pro")
+        assert len(await fetch("SELECT FROM drawer WHERE name = 'pro'")) == 1
 
     async def test_one(self, fetch: Fetch) -> None:
-        tier = await make_tier("free")
+        drawer = await make_drawer("free")
         async with transaction() as db:
-            found = await crud_tiers.update_one(db, TierUpdate(name="pro"), TierRead, name="free")
-            missing = await crud_tiers.update_one(db, TierUpdate(name="x"), TierRead, name="free")
-        assert found == {"id": tier.id, "name": "pro", "created_at": tier.created_at}
+            found = await crud_drawers.update_one(db, DrawerUpdate(name="pro"), DrawerRead, name="free")
+            missing = await crud_drawers.update_one(db, DrawerUpdate(name="x"), DrawerRead, name="free")
+        assert found == {"id": drawer.id, "name": "pro", "created_at": drawer.created_at}
         assert missing is None
-        assert await fetch("SELECT name FROM tier") == [{"name": "pro"}]
+        assert await fetch("SELECT name FROM drawer") == [{"name": "pro"}]
 
     async def test_one_without_filter(self) -> None:
         async with transaction() as db:
             with pytest.raises(UnknownFilterError, match="without a filter"):
-                await crud_tiers.update_one(db, {"name": "x"})
+                await crud_drawers.update_one(db, {"name": "x"})
 
     async def test_one_refuses_to_change_more_than_one(self, fetch: Fetch) -> None:
         await make_user(name="Same")
@@ -655,13 +650,13 @@ class TestTypeParameters:
 
 class TestDelete:
     async def test_soft_with_mixin(self, user: User, fetch: Fetch) -> None:
-        post = await make_post(user)
+        moth = await make_moth(user)
         async with transaction() as db:
-            assert await crud_posts.delete(db, id=post.id) == 1
-        [row] = await fetch("SELECT * FROM post")
+            assert await crud_moths.delete(db, id=moth.id) == 1
+        [row] = await fetch("SELECT * FROM moth")
         assert row["is_deleted"]
         assert is_recent(row["deleted_at"])
-        assert (row["title"], row["updated_at"]) == (post.title, None)
+        assert (row["title"], row["updated_at"]) == (moth.title, None)
 
     async def test_soft_with_bare_columns(self, tables: None, fetch: Fetch) -> None:
         async with transaction() as db:
@@ -684,13 +679,13 @@ class TestDelete:
         assert await fetch("SELECT * FROM crud_flag_only") == [{"id": 1, "name": "a", "is_deleted": True}]
 
     async def test_real_without_is_deleted(self, tables: None, fetch: Fetch) -> None:
-        tier = await make_tier()
+        drawer = await make_drawer()
         async with transaction() as db:
             await crud_plain.create(db, PlainBody(first=1, second=2))
             assert await crud_plain.delete(db, second=2) == 1
-            assert await crud_tiers.delete(db, id=tier.id) == 1
+            assert await crud_drawers.delete(db, id=drawer.id) == 1
         assert await fetch("SELECT FROM crud_plain") == []
-        assert await fetch("SELECT FROM tier") == []
+        assert await fetch("SELECT FROM drawer") == []
 
     async def test_twice_keeps_the_first_moment(self, user: User, fetch: Fetch) -> None:
         async with transaction() as db:
@@ -702,18 +697,18 @@ class TestDelete:
 
     @pytest.mark.parametrize("as_dict", [False, True])
     async def test_row_that_was_read(self, user: User, fetch: Fetch, as_dict: bool) -> None:
-        post, other = await make_post(user), await make_post(user)
-        row = await crud_posts.get(default_engines.reader, id=post.id) if as_dict else post
+        moth, other = await make_moth(user), await make_moth(user)
+        row = await crud_moths.get(default_engines.reader, id=moth.id) if as_dict else moth
         async with transaction() as db:
-            assert await crud_posts.delete(db, db_row=row) == 1
-        rows = await fetch("SELECT id, is_deleted FROM post ORDER BY id")
-        assert rows == [{"id": post.id, "is_deleted": True}, {"id": other.id, "is_deleted": False}]
+            assert await crud_moths.delete(db, db_row=row) == 1
+        rows = await fetch("SELECT id, is_deleted FROM moth ORDER BY id")
+        assert rows == [{"id": moth.id, "is_deleted": True}, {"id": other.id, "is_deleted": False}]
 
     async def test_row_beside_filters(self, user: User, fetch: Fetch) -> None:
-        post = await make_post(user)
+        moth = await make_moth(user)
         async with transaction() as db:
-            assert await crud_posts.delete(db, post, created_by_user_id=user.id + 1) == 0
-            assert await crud_posts.delete(db, post, created_by_user_id=user.id) == 1
+            assert await crud_moths.delete(db, moth, created_by_user_id=user.id + 1) == 0
+            assert await crud_moths.delete(db, moth, created_by_user_id=user.id) == 1
 
     async def test_row_with_a_key_of_two_columns(self, tables: None) -> None:
         async with transaction() as db:
@@ -724,25 +719,25 @@ class TestDelete:
 
     @pytest.mark.parametrize(("is_deleted", "number"), [(False, 1), (True, 0)])
     async def test_filter_by_the_mark(self, user: User, is_deleted: bool, number: int) -> None:
-        await make_post(user)
+        await make_moth(user)
         async with transaction() as db:
-            assert await crud_posts.delete(db, is_deleted=is_deleted) == number
+            assert await crud_moths.delete(db, is_deleted=is_deleted) == number
 
     async def test_every_row_that_matches(self, user: User, fetch: Fetch) -> None:
         for title in ("Same", "Same", "Else"):
-            await make_post(user, title=title)
+            await make_moth(user, title=title)
         async with transaction() as db:
-            assert await crud_posts.delete(db, title="Same") == 2
-        assert await fetch("SELECT title FROM post WHERE NOT is_deleted") == [{"title": "Else"}]
+            assert await crud_moths.delete(db, title="Same") == 2
+        assert await fetch("SELECT title FROM moth WHERE NOT is_deleted") == [{"title": "Else"}]
 
     async def test_without_filter(self, user: User, fetch: Fetch) -> None:
-        await make_tier()
-        for crud in (crud_users, crud_tiers):
+        await make_drawer()
+        for crud in (crud_users, crud_drawers):
             with pytest.raises(UnknownFilterError, match="without a filter"):
                 async with transaction() as db:
                     await crud.delete(db)
         assert len(await fetch('SELECT FROM "user" WHERE NOT is_deleted')) == 1
-        assert len(await fetch("SELECT FROM tier")) == 1
+        assert len(await fetch("SELECT FROM drawer")) == 1
 
     async def test_unknown_filter(self, user: User, fetch: Fetch) -> None:
         async with transaction() as db:
@@ -752,22 +747,22 @@ class TestDelete:
 
 class TestDbDelete:
     async def test_real(self, user: User, fetch: Fetch) -> None:
-        post, other = await make_post(user), await make_post(user)
+        moth, other = await make_moth(user), await make_moth(user)
         async with transaction() as db:
-            await crud_posts.delete(db, id=post.id)
-            assert await crud_posts.db_delete(db, id=post.id) == 1
-        assert await fetch("SELECT id FROM post") == [{"id": other.id}]
+            await crud_moths.delete(db, id=moth.id)
+            assert await crud_moths.db_delete(db, id=moth.id) == 1
+        assert await fetch("SELECT id FROM moth") == [{"id": other.id}]
 
     async def test_none_that_matches(self, user: User) -> None:
         async with transaction() as db:
-            assert await crud_posts.db_delete(db, id=7) == 0
+            assert await crud_moths.db_delete(db, id=7) == 0
 
     async def test_every_row_that_matches(self, fetch: Fetch) -> None:
-        tier = await make_tier()
+        drawer = await make_drawer()
         for path in ("a", "b"):
-            await make_rate_limit(tier, path=path)
+            await make_slip(drawer, path=path)
         async with transaction() as db:
-            assert await crud_rate_limits.db_delete(db, tier_id=tier.id) == 2
+            assert await crud_slips.db_delete(db, drawer_id=drawer.id) == 2
 
     async def test_without_filter(self, user: User, fetch: Fetch) -> None:
         with pytest.raises(UnknownFilterError, match="without a filter"):
@@ -783,23 +778,23 @@ class TestDbDelete:
 
 class TestUnitOfWork:
     async def test_writes_flush_and_never_commit(self, user: User, fetch: Fetch) -> None:
-        post = await make_post(user)
-        before = await fetch("SELECT * FROM post")
+        moth = await make_moth(user)
+        before = await fetch("SELECT * FROM moth")
 
         async def write_and_fail() -> None:
             async with transaction() as db:
-                await crud_tiers.create(db, TierCreate(name="new"))
-                await crud_posts.update(db, PostUpdate(title="New"), id=post.id)
+                await crud_drawers.create(db, DrawerCreate(name="new"))
+                await crud_moths.update(db, MothUpdate(title="New"), id=moth.id)
                 await crud_users.delete(db, id=user.id)
-                await crud_posts.db_delete(db, id=post.id)
-                assert await crud_posts.count(db) == 0
+                await crud_moths.db_delete(db, id=moth.id)
+                assert await crud_moths.count(db) == 0
                 raise RuntimeError("changed my mind")
 
         with pytest.raises(RuntimeError, match="changed my mind"):
             await write_and_fail()
-        assert await fetch("SELECT * FROM post") == before
-        assert await fetch("SELECT FROM tier") == []
+        assert await fetch("SELECT * FROM moth") == before
+        assert await fetch("SELECT FROM drawer") == []
         assert await fetch('SELECT is_deleted FROM "user"') == [{"is_deleted": False}]
 
     def test_models_are_those_of_their_names(self) -> None:
-        assert (crud_users.model, crud_posts.model, crud_tiers.model) == (User, Post, Tier)
+        assert (crud_users.model, crud_moths.model, crud_drawers.model) == (User, Moth, Drawer)

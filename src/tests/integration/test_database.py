@@ -32,20 +32,21 @@ from app.core.exceptions import (
     MissingReferenceError,
     StillReferencedError,
 )
-from app.crud.crud_tier import crud_tiers
 from app.models.user import User
-from app.schemas.tier import TierCreate
 from scripts.servers import Postgres
-from tests.factories import make_tier, make_user
+from tests.factories import make_user
 from tests.fixtures import Fetch, LogRecords, RunServer, Statements, open_client
 from tests.helper import running, wait_until
 from tests.integration.own_app import build
+from tests.specimen.crud import crud_drawers
+from tests.specimen.factories import make_drawer, make_moth, make_slip
+from tests.specimen.schemas import DrawerCreate
 
-TIERS = "SELECT name FROM tier ORDER BY id"
+DRAWERS = "SELECT name FROM drawer ORDER BY id"
 
 
-async def write_tier(db: AsyncSession, name: str = "new") -> None:
-    await crud_tiers.create(db, TierCreate(name=name))
+async def write_drawer(db: AsyncSession, name: str = "new") -> None:
+    await crud_drawers.create(db, DrawerCreate(name=name))
 
 
 async def execute(*statements: str, **parameters: Any) -> None:
@@ -57,20 +58,20 @@ async def execute(*statements: str, **parameters: Any) -> None:
 class TestTransaction:
     async def test_commits_at_its_end(self, fetch: Fetch) -> None:
         async with transaction() as db:
-            await write_tier(db)
-            assert await fetch(TIERS) == []
-        assert await fetch(TIERS) == [{"name": "new"}]
+            await write_drawer(db)
+            assert await fetch(DRAWERS) == []
+        assert await fetch(DRAWERS) == [{"name": "new"}]
 
     @pytest.mark.parametrize("error", [RuntimeError, ConflictError, asyncio.CancelledError, KeyboardInterrupt])
     async def test_rolls_back_on_any_exception(self, fetch: Fetch, error: type[BaseException]) -> None:
         async def write_and_fail() -> None:
             async with transaction() as db:
-                await write_tier(db)
+                await write_drawer(db)
                 raise error
 
         with pytest.raises(error):
             await write_and_fail()
-        assert await fetch(TIERS) == []
+        assert await fetch(DRAWERS) == []
 
     async def test_gives_its_connection_back(self) -> None:
         await execute("SELECT 1")
@@ -85,7 +86,7 @@ class TestTransaction:
 
     async def test_rows_stay_readable_after_it(self) -> None:
         async with transaction() as db:
-            row = await crud_tiers.create(db, TierCreate(name="new"))
+            row = await crud_drawers.create(db, DrawerCreate(name="new"))
         assert (row.id, row.name) == (1, "new")
 
 
@@ -94,7 +95,7 @@ class TestOnCommit:
         seen: list[Any] = []
 
         async def look() -> None:
-            seen.append(await fetch(TIERS))
+            seen.append(await fetch(DRAWERS))
 
         async def append() -> None:
             seen.append("second")
@@ -102,7 +103,7 @@ class TestOnCommit:
         async with transaction() as db:
             on_commit(db, look)
             on_commit(db, append)
-            await write_tier(db)
+            await write_drawer(db)
             assert seen == []
         assert seen == [[{"name": "new"}], "second"]
 
@@ -115,13 +116,13 @@ class TestOnCommit:
         async def write_and_fail() -> None:
             async with transaction() as db:
                 on_commit(db, never)
-                await write_tier(db)
+                await write_drawer(db)
                 raise ConflictError
 
         with pytest.raises(ConflictError):
             await write_and_fail()
         async with transaction() as db:
-            await write_tier(db)
+            await write_drawer(db)
         assert seen == []
 
     async def test_is_dropped_when_the_commit_fails(self, deferred_table: None, fetch: Fetch, logs: LogRecords) -> None:
@@ -133,12 +134,12 @@ class TestOnCommit:
         async def write() -> None:
             async with transaction() as db:
                 on_commit(db, never)
-                await write_tier(db)
-                await db.execute(text("INSERT INTO deferred (tier_id) VALUES (99)"))
+                await write_drawer(db)
+                await db.execute(text("INSERT INTO deferred (drawer_id) VALUES (99)"))
 
         with pytest.raises(MissingReferenceError):
             await write()
-        assert (seen, await fetch(TIERS)) == ([], [])
+        assert (seen, await fetch(DRAWERS)) == ([], [])
 
     async def test_runs_after_an_unknown_outcome_if_told_so(
         self, postgres: "asyncpg.Connection[Any]", deferred_table: None
@@ -155,7 +156,7 @@ class TestOnCommit:
             async with transaction() as db:
                 on_commit(db, never)
                 on_commit(db, called, even_if_unknown=True)
-                await write_tier(db)
+                await write_drawer(db)
                 pid = await db.scalar(text("SELECT pg_backend_pid()"))
                 await postgres.execute("SELECT pg_terminate_backend($1, 5000)", pid)
 
@@ -172,14 +173,14 @@ class TestOnCommit:
         seen: list[Any] = []
 
         async def look() -> None:
-            seen.append(await fetch(TIERS))
+            seen.append(await fetch(DRAWERS))
 
         async def write() -> None:
             async with transaction() as db:
                 on_commit(db, look, even_if_unknown=True)
                 await db.execute(text("SET LOCAL lock_timeout = 0"))
                 await db.execute(text("SET LOCAL statement_timeout = 0"))
-                await write_tier(db)
+                await write_drawer(db)
 
         async with postgres.transaction():
             await postgres.execute("SELECT pg_advisory_xact_lock(7)")
@@ -200,13 +201,13 @@ class TestOnCommit:
         async def look() -> None:
             await asyncio.sleep(0)
             # Not by the fixture's connection, which may still be busy with its COMMIT.
-            seen.append(await default_engines.reader.fetch_all(text(TIERS), {}))
+            seen.append(await default_engines.reader.fetch_all(text(DRAWERS), {}))
 
         async def write() -> None:
             async with transaction() as db:
                 on_commit(db, look)
                 on_commit(db, look)
-                await write_tier(db)
+                await write_drawer(db)
 
         async with AsyncExitStack() as stack, postgres.transaction():
             await postgres.execute("SELECT pg_advisory_xact_lock(7)")
@@ -228,8 +229,8 @@ class TestOnCommit:
         async def write() -> None:
             async with transaction() as db:
                 on_commit(db, never)
-                await write_tier(db)
-                await db.execute(text("INSERT INTO deferred (tier_id) VALUES (99)"))
+                await write_drawer(db)
+                await db.execute(text("INSERT INTO deferred (drawer_id) VALUES (99)"))
 
         async with AsyncExitStack() as stack, postgres.transaction():
             await postgres.execute("SELECT pg_advisory_xact_lock(7)")
@@ -237,7 +238,7 @@ class TestOnCommit:
             await wait_until(functools.partial(is_waiting, postgres))
             writing.cancel()
         assert writing.cancelled()
-        assert (seen, await fetch(TIERS)) == ([], [])
+        assert (seen, await fetch(DRAWERS)) == ([], [])
 
     async def test_failure_is_logged_and_stops_no_other(self, fetch: Fetch, logs: LogRecords) -> None:
         seen: list[str] = []
@@ -251,8 +252,8 @@ class TestOnCommit:
         async with transaction() as db:
             on_commit(db, fail)
             on_commit(db, append)
-            await write_tier(db)
-        assert await fetch(TIERS) == [{"name": "new"}]
+            await write_drawer(db)
+        assert await fetch(DRAWERS) == [{"name": "new"}]
         assert seen == ["second"]
         [record] = logs.named("after-commit callback failed")
         assert record.exc_info is not None
@@ -263,7 +264,7 @@ class TestOnCommit:
 async def deferred_table(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
     """A table whose foreign key is checked at the commit."""
     await postgres.execute(
-        "CREATE TABLE deferred (tier_id int REFERENCES tier (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED)"
+        "CREATE TABLE deferred (drawer_id int REFERENCES drawer (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED)"
     )
     yield
     await postgres.execute("DROP TABLE deferred")
@@ -271,13 +272,13 @@ async def deferred_table(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[N
 
 @pytest.fixture
 async def slow_commit(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """Make each commit of a new tier wait for the advisory lock 7."""
+    """Make each commit of a new drawer wait for the advisory lock 7."""
     await postgres.execute(
         "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END $$"
     )
     await postgres.execute(
-        "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON tier DEFERRABLE INITIALLY DEFERRED "
+        "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON drawer DEFERRABLE INITIALLY DEFERRED "
         "FOR EACH ROW EXECUTE FUNCTION wait()"
     )
     yield
@@ -332,38 +333,38 @@ async def _write(name: str, db: AsyncSession) -> str:
         callbacks.append(name)
 
     on_commit(db, called)
-    await write_tier(db, name)
+    await write_drawer(db, name)
     return name
 
 
 @router.post("/wrong-answer", response_model=int)
 async def with_wrong_answer(db: SessionDep) -> str:
-    await write_tier(db)
+    await write_drawer(db)
     return "no number"
 
 
 @router.post("/http-exception")
 async def with_http_exception(db: PlainSession) -> None:
-    await write_tier(db)
+    await write_drawer(db)
     raise HTTPException(418)
 
 
 @router.post("/app-error")
 async def with_app_error(db: PlainSession) -> None:
-    await write_tier(db)
+    await write_drawer(db)
     raise ConflictError
 
 
 @router.post("/bug")
 async def with_bug(db: SessionDep) -> None:
-    await write_tier(db)
+    await write_drawer(db)
     raise RuntimeError
 
 
 @router.post("/deferred")
 async def with_deferred(db: PlainSession) -> str:
-    await write_tier(db)
-    await db.execute(text("INSERT INTO deferred (tier_id) VALUES (99)"))
+    await write_drawer(db)
+    await db.execute(text("INSERT INTO deferred (drawer_id) VALUES (99)"))
     return "never"
 
 
@@ -373,13 +374,13 @@ async def with_failing_callback(db: SessionDep) -> str:
         raise RuntimeError
 
     on_commit(db, fail)
-    await write_tier(db)
+    await write_drawer(db)
     return "saved"
 
 
 @router.get("/reader")
 async def with_reader(db: ReaderDep) -> int:
-    return len(await db.fetch_all(text("SELECT id FROM tier"), {}))
+    return len(await db.fetch_all(text("SELECT id FROM drawer"), {}))
 
 
 class Watched:
@@ -409,7 +410,7 @@ async def watched(own_app: FastAPI, fetch: Fetch) -> Watched:
     callbacks.clear()
 
     async def look() -> Any:
-        return [row["name"] for row in await fetch(TIERS)], [*callbacks]
+        return [row["name"] for row in await fetch(DRAWERS)], [*callbacks]
 
     return Watched(own_app, look)
 
@@ -431,7 +432,7 @@ class TestRequest:
 
     @pytest.mark.parametrize("path", ["session", "plain", "default", "request"])
     async def test_duplicate(self, watched: Watched, own_client: httpx.AsyncClient, path: str) -> None:
-        await make_tier("new")
+        await make_drawer("new")
         response = await own_client.post(f"/{path}?name=new")
         assert (response.status_code, response.json()) == (409, {"detail": "Name already taken"})
         assert watched.seen == [(["new"], [])]
@@ -445,21 +446,21 @@ class TestRequest:
         response = await own_client.post(f"/{path}")
         assert response.status_code == status_code
         assert "detail" in response.json()
-        assert await fetch(TIERS) == []
+        assert await fetch(DRAWERS) == []
 
     async def test_commit_that_fails_is_no_success(
         self, own_client: httpx.AsyncClient, deferred_table: None, fetch: Fetch
     ) -> None:
         response = await own_client.post("/deferred")
         assert (response.status_code, list(response.json())) == (404, ["detail"])
-        assert await fetch(TIERS) == []
+        assert await fetch(DRAWERS) == []
 
     async def test_callback_that_fails_is_no_error(
         self, own_client: httpx.AsyncClient, fetch: Fetch, logs: LogRecords
     ) -> None:
         response = await own_client.post("/failing-callback")
         assert (response.status_code, response.json()) == (200, "saved")
-        assert await fetch(TIERS) == [{"name": "new"}]
+        assert await fetch(DRAWERS) == [{"name": "new"}]
         assert len(logs.named("after-commit callback failed")) == 1
 
     async def test_unexpected_error_tells_nothing_and_is_logged(
@@ -472,10 +473,10 @@ class TestRequest:
         assert record.exc_info[0] is RuntimeError
 
     async def test_reader(self, own_client: httpx.AsyncClient, statements: Statements) -> None:
-        await make_tier()
+        await make_drawer()
         statements.clear()
         assert (await own_client.get("/reader")).json() == 1
-        assert statements.all == [("read", "SELECT id FROM tier")]
+        assert statements.all == [("read", "SELECT id FROM drawer")]
 
 
 class TestReader:
@@ -484,8 +485,8 @@ class TestReader:
         [row] = await reader.fetch_all(text("SELECT current_setting('transaction_read_only') AS value"), {})
         assert row.value == "on"
         with pytest.raises(AppError):
-            await reader.fetch_all(text("INSERT INTO tier (name, created_at) VALUES ('x', now()) RETURNING id"), {})
-        assert await fetch(TIERS) == []
+            await reader.fetch_all(text("INSERT INTO drawer (name, created_at) VALUES ('x', now()) RETURNING id"), {})
+        assert await fetch(DRAWERS) == []
 
     async def test_uses_no_transaction(self, statements: Statements) -> None:
         await default_engines.reader.fetch_all(text("SELECT 1"), {})
@@ -537,45 +538,45 @@ class TestConnectionSettings:
         assert row.value == "app reader"
 
 
-INSERT_USER = (
-    'INSERT INTO "user" (name, username, email, hashed_password, is_superuser, is_deleted, uuid, created_at, tier_id) '
-    "VALUES (:name, :username, :email, 'x', false, false, gen_random_uuid(), now(), :tier_id)"
+INSERT = (
+    'INSERT INTO slip (name, drawer_id, path, "limit", period, created_at) '
+    "VALUES (:name, :drawer_id, :path, 5, :period, now())"
 )
-GOOD = {"name": "Ann", "username": "ann", "email": "ann@example.com", "tier_id": None}
+GOOD = {"name": "new", "drawer_id": 1, "path": "new", "period": 60}
 
 
 class TestErrors:
     @pytest.mark.parametrize(
         ("values", "error", "detail"),
         [
-            ({"username": "taken"}, DuplicateValueError, "Username already taken"),
-            ({"email": "taken@example.com"}, DuplicateValueError, "Email already taken"),
-            ({"tier_id": 7}, MissingReferenceError, MissingReferenceError.detail),
-            ({"name": "a" * 31}, InvalidValueError, InvalidValueError.detail),
+            ({"name": "taken"}, DuplicateValueError, "Name already taken"),
+            ({"path": "taken"}, DuplicateValueError, "Drawer id and path already taken"),
+            ({"drawer_id": 7}, MissingReferenceError, MissingReferenceError.detail),
+            ({"name": "a" * 301}, InvalidValueError, InvalidValueError.detail),
             ({"name": "a\x00"}, InvalidValueError, InvalidValueError.detail),
             ({"name": "\ud800"}, InvalidValueError, InvalidValueError.detail),
             ({"name": None}, InvalidValueError, InvalidValueError.detail),
             ({"name": 7}, InvalidValueError, InvalidValueError.detail),
-            ({"tier_id": 2**31}, InvalidValueError, InvalidValueError.detail),
-            ({"tier_id": 2**63}, InvalidValueError, InvalidValueError.detail),
-            ({"email": "Capital@example.com"}, InvalidValueError, InvalidValueError.detail),
+            ({"drawer_id": 2**31}, InvalidValueError, InvalidValueError.detail),
+            ({"drawer_id": 2**63}, InvalidValueError, InvalidValueError.detail),
+            ({"period": 0}, InvalidValueError, InvalidValueError.detail),
         ],
     )
     async def test_of_an_insert(self, fetch: Fetch, values: dict[str, Any], error: type[AppError], detail: str) -> None:
-        await make_user(username="taken", email="taken@example.com")
+        await make_slip(await make_drawer(), name="taken", path="taken")
         with pytest.raises(error) as raised:
             async with transaction() as db:
-                await db.execute(text(INSERT_USER), {**GOOD, **values})
+                await db.execute(text(INSERT), {**GOOD, **values})
         assert type(raised.value) is error
         assert raised.value.detail == detail
-        assert len(await fetch('SELECT FROM "user"')) == 1
+        assert len(await fetch("SELECT FROM slip")) == 1
 
     async def test_of_a_delete(self) -> None:
-        tier = await make_tier()
-        await make_user(tier_id=tier.id)
+        drawer = await make_drawer()
+        await make_moth(await make_user(), drawer_id=drawer.id)
         with pytest.raises(StillReferencedError):
             async with transaction() as db:
-                await crud_tiers.db_delete(db, id=tier.id)
+                await crud_drawers.db_delete(db, id=drawer.id)
 
     async def test_anything_else_passes_as_it_is(self) -> None:
         with pytest.raises(ProgrammingError, match="syntax error"):

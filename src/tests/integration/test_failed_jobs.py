@@ -1,14 +1,12 @@
-"""Failed jobs: after every kind of failure, a superuser finds the job in the list and can queue it again."""
+"""Failed jobs: after every kind of failure, the job is in the list and can be queued again."""
 
 import asyncio
 import json
-import math
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import pytest
 from arq import Retry, cron
 from arq.cron import CronJob
@@ -16,18 +14,15 @@ from arq.jobs import JobStatus
 from arq.worker import func
 
 from app.core import queue
+from app.core.exceptions import ConflictError, NotFoundError
 from app.core.models import now
 from app.core.queue import ArqJob
 from app.core.queue.worker import retried
 from app.main import app as the_app
 from tests.fixtures import RedisRoles
-from tests.helper import assert_error, assert_unauthorized, is_recent
 from tests.integration.own_worker import run_jobs
 
 pytestmark = pytest.mark.usefixtures("app")
-
-FAILED = "/api/v1/tasks/failed"
-NOT_FOUND = "There is no failed task of this id"
 
 
 async def crash(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -53,6 +48,10 @@ async def failures() -> list[tuple[str, str, str, int]]:
     jobs, total = await queue.failed_jobs(the_app.state.resources.queue.server, 0, 100)
     assert total == len(jobs)
     return [(str(job.job_id), job.function, job.result, job.job_try) for job in jobs]
+
+
+async def retry(job_id: str) -> None:
+    await queue.retry_failed_job(the_app.state.resources.queue.server, job_id)
 
 
 class TestHowJobsEnd:
@@ -197,73 +196,10 @@ async def test_newest_are_kept(monkeypatch: pytest.MonkeyPatch, redis: RedisRole
     assert await redis.queue.execute_command("HLEN", "failed_jobs") == 3  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", FAILED), ("POST", f"{FAILED}/x/retry")])
-class TestAccess:
-    async def test_anonymous(self, client: httpx.AsyncClient, method: str, path: str) -> None:
-        await fail("x")
-        assert_unauthorized(await client.request(method, path))
-
-    async def test_not_allowed(
-        self, client: httpx.AsyncClient, user_headers: dict[str, str], method: str, path: str
-    ) -> None:
-        await fail("x")
-        response = await client.request(method, path, headers=user_headers)
-        assert_error(response, 403, "Only superusers are allowed to do this")
-        assert len(await failures()) == 1
-
-
-@pytest.mark.parametrize(("method", "path"), [("GET", FAILED), ("POST", f"{FAILED}/x/retry")])
-async def test_queue_is_away(
-    client: httpx.AsyncClient,
-    superuser_headers: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    path: str,
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(the_app.state.resources.queue.server, "is_away", True)
-        patch.setattr(the_app.state.resources.queue.server, "_next_try", math.inf)
-        response = await client.request(method, path, headers=superuser_headers)
-    assert_error(response, 503, "The queue server is away: try again")
-    assert response.headers["Retry-After"] == "1"
-
-
-class TestReadFailedTasks:
-    async def test_none(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
-        response = await client.get(FAILED, headers=superuser_headers)
-        assert response.status_code == 200
-        assert response.json() == {"data": [], "total_count": 0, "has_more": False, "page": 1, "items_per_page": 10}
-
-    async def test_pages(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
-        for number in range(3):
-            await fail(f"job{number}", "grün", number=number)
-        page = {"page": 1, "items_per_page": 2}
-        body = (await client.get(FAILED, params=page, headers=superuser_headers)).json()
-        assert [job["id"] for job in body.pop("data")] == ["job2", "job1"]
-        assert body == {**page, "total_count": 3, "has_more": True}
-        page = {"page": 2, "items_per_page": 2}
-        body = (await client.get(FAILED, params=page, headers=superuser_headers)).json()
-        (job,) = body.pop("data")
-        assert body == {**page, "total_count": 3, "has_more": False}
-        assert is_recent(job.pop("enqueue_time"))
-        assert is_recent(job.pop("failed_at"))
-        assert job == {
-            "id": "job0",
-            "function": "crash",
-            "args": ["grün"],
-            "kwargs": {"number": 0},
-            "error": "ValueError: no such grün",
-            "job_try": 1,
-        }
-
-
-class TestRetryFailedTask:
-    async def test_runs_as_it_was_queued_first(
-        self, client: httpx.AsyncClient, superuser_headers: dict[str, str], redis: RedisRoles
-    ) -> None:
+class TestRetry:
+    async def test_runs_as_it_was_queued_first(self, redis: RedisRoles) -> None:
         await fail("x", "a", [], b={})
-        response = await client.post(f"{FAILED}/x/retry", headers=superuser_headers)
-        assert (response.status_code, response.json()) == (200, {"id": "x"})
+        await retry("x")
         assert await failures() == []
         job = ArqJob("x", queue.pool)
         assert await job.status() is JobStatus.queued
@@ -275,46 +211,34 @@ class TestRetryFailedTask:
         await run_jobs(crash)
         assert await job.result(timeout=5) == [1, ["a", []], {"b": {}}]
 
-    async def test_fails_again(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+    async def test_fails_again(self) -> None:
         await fail("x", "book")
-        assert (await client.post(f"{FAILED}/x/retry", headers=superuser_headers)).status_code == 200
+        await retry("x")
         await run_jobs(crash, tries=2)
         assert await failures() == [("x", "crash", "ValueError: no such book", 2)]
 
-    async def test_two_at_once(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+    async def test_two_at_once(self) -> None:
         await fail("x")
-        answers = await asyncio.gather(
-            *(client.post(f"{FAILED}/x/retry", headers=superuser_headers) for _ in range(10))
-        )
-        assert sorted(answer.status_code for answer in answers) == [200] + [404] * 9
+        results = await asyncio.gather(*(retry("x") for _ in range(10)), return_exceptions=True)
+        assert sorted(map(type, results), key=str) == sorted([type(None), *[NotFoundError] * 9], key=str)
         assert [job.job_id for job in await queue.pool.queued_jobs()] == ["x"]
         worker = await run_jobs(crash, tries=1)
         assert worker.jobs_failed == 1
 
     @pytest.mark.parametrize("job_id", ["x", "failed_jobs", "arq:queue", "grün", "1" * 200])
-    async def test_not_found(self, client: httpx.AsyncClient, superuser_headers: dict[str, str], job_id: str) -> None:
-        response = await client.post(f"{FAILED}/{job_id}/retry", headers=superuser_headers)
-        assert_error(response, 404, NOT_FOUND)
+    async def test_not_found(self, job_id: str) -> None:
+        with pytest.raises(NotFoundError, match="There is no failed task of this id"):
+            await retry(job_id)
 
-    async def test_id_is_in_use(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+    async def test_id_is_in_use(self) -> None:
         """After the expiry of its result, a job with a fixed id may have been queued again."""
         await fail("x", "old")
         await queue.pool.delete("arq:result:x")
         await queue.pool.enqueue_job("work", "new", _job_id="x")
-        response = await client.post(f"{FAILED}/x/retry", headers=superuser_headers)
-        assert_error(response, 409, "A task of this id is in the queue")
+        with pytest.raises(ConflictError, match="A task of this id is in the queue"):
+            await retry("x")
         assert [job_id for job_id, *_ in await failures()] == ["x"]
         assert [job.function for job in await queue.pool.queued_jobs()] == ["work"]
-
-
-@pytest.mark.parametrize("job_id", ["cron:work:1700000000000", "nightly", "1-2"])
-async def test_task_whose_id_can_be_guessed_is_for_superusers(
-    client: httpx.AsyncClient, user_headers: dict[str, str], superuser_headers: dict[str, str], job_id: str
-) -> None:
-    await queue.pool.enqueue_job("work", _job_id=job_id)
-    path = f"/api/v1/tasks/task/{job_id}"
-    for headers, status in (({}, 404), (user_headers, 404), (superuser_headers, 200)):
-        assert (await client.get(path, headers=headers)).status_code == status
 
 
 async def test_arguments_are_in_no_message_of_the_server(redis: RedisRoles) -> None:

@@ -17,6 +17,7 @@ import asyncpg
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from app.core.config import RedisCacheSettings, settings
@@ -24,13 +25,15 @@ from app.core.exceptions import DatabaseUnavailableError, RedisUnavailableError
 from app.core.redis import RedisServer
 from app.models.user import User
 from scripts.servers import HOST, Postgres, Server, Valkey, free_port
-from tests.factories import PASSWORD, make_post
-from tests.fixtures import HeadersFor, RunningServer, RunServer
+from tests.factories import PASSWORD
+from tests.fixtures import HeadersFor, RunningServer, RunProgram, RunServer
 from tests.helper import running, wait_until
 from tests.integration.own_app import sealed, send
+from tests.specimen.factories import make_moth
+from tests.specimen.main import SPECIMEN
 
 API = "/api/v1"
-TASK = f"{API}/tasks/task"
+TASK = f"{API}/specimen/job"
 MESSAGE = {"message": "x"}
 Request = tuple[str, str, list[str], str]
 """Method, path, header lines and body."""
@@ -45,6 +48,11 @@ DEFAULTS = {"REDIS_CACHE_TIMEOUT": "0.2", "REDIS_QUEUE_TIMEOUT": "1", "REDIS_RAT
 NO_LIMITS = dict.fromkeys(
     ("SIGN_UP_LIMIT", "LOGIN_LIMIT", "LOGIN_LIMIT_PER_ACCOUNT", "LOGIN_LIMIT_PER_ADDRESS"), "10000"
 )
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 async def start(server: Server) -> None:
@@ -115,7 +123,7 @@ def outages(server: RunningServer, role: str) -> tuple[int, int]:
 
 @dataclass
 class Blog:
-    """Two processes of the API, one cache, and a user with a post."""
+    """Two processes of the API, one cache, and a user with a moth."""
 
     servers: list[RunningServer]
     valkey: Valkey
@@ -136,7 +144,7 @@ class Blog:
         await server.client.get(self.path)
         client = self.client()
         try:
-            key = (await client.keys("*_post_cache:*"))[0]
+            key = (await client.keys("*_moth_cache:*"))[0]
             stored = await client.get(key)
             await client.set(key, sealed(key.decode(), b'{"text": "from the cache"}'), ex=60)
             served = await self.read(server) == "from the cache"
@@ -157,9 +165,9 @@ class TestCache:
         self, valkey: Valkey, run_server: RunServer, client: httpx.AsyncClient, headers_for: HeadersFor, user: User
     ) -> Blog:
         environment = {**DEFAULTS, **valkey.environment("CACHE")}
-        servers = await asyncio.gather(*(run_server(environment=environment) for _ in range(2)))
-        post = await make_post(user, text="0")
-        return Blog([*servers], valkey, f"{API}/{user.username}/post/{post.id}", await headers_for(user))
+        servers = await asyncio.gather(*(run_server(app=SPECIMEN, environment=environment) for _ in range(2)))
+        moth = await make_moth(user, text="0")
+        return Blog([*servers], valkey, f"{API}/{user.username}/moth/{moth.id}", await headers_for(user))
 
     @WAYS
     async def test_reads_and_writes_go_on_and_nothing_is_stale_afterwards(self, blog: Blog, how: str) -> None:
@@ -208,9 +216,9 @@ class TestCache:
         assert min(seconds) < 0.25  # the fastest of them, because a busy machine may delay the others
 
     async def test_start_without_it(self, run_server: RunServer, user: User) -> None:
-        server = await run_server(environment={**DEFAULTS, "REDIS_CACHE_PORT": str(free_port())})
+        server = await run_server(app=SPECIMEN, environment={**DEFAULTS, "REDIS_CACHE_PORT": str(free_port())})
         for _ in range(5):
-            assert (await server.client.get(f"{API}/{user.username}/posts", timeout=BOUND)).status_code == 200
+            assert (await server.client.get(f"{API}/{user.username}/moths", timeout=BOUND)).status_code == 200
         assert outages(server, "cache invalidation") == (1, 0)  # by the invalidation at the start, before any read
 
 
@@ -220,7 +228,7 @@ class TestRateLimiter:
         self, valkey: Valkey, run_server: RunServer, how: str
     ) -> None:
         environment = {**DEFAULTS, **valkey.environment("RATE_LIMIT"), "DEFAULT_RATE_LIMIT_LIMIT": "2"}
-        server = await run_server(environment=environment)
+        server = await run_server(app=SPECIMEN, environment=environment)
 
         async def statuses(times: int) -> list[int]:
             answers = [await server.client.post(TASK, params=MESSAGE, timeout=BOUND) for _ in range(times)]
@@ -239,7 +247,7 @@ class TestRateLimiter:
 
     async def test_requests_are_refused_when_told_so(self, valkey: Valkey, run_server: RunServer) -> None:
         server = await run_server(
-            environment={**DEFAULTS, **valkey.environment("RATE_LIMIT"), "RATE_LIMIT_FAIL_OPEN": "false"}
+            app=SPECIMEN, environment={**DEFAULTS, **valkey.environment("RATE_LIMIT"), "RATE_LIMIT_FAIL_OPEN": "false"}
         )
         await kill(valkey)
         for _ in range(3):
@@ -260,7 +268,7 @@ class TestQueue:
     @WAYS
     async def test_tasks_are_refused_until_it_is_back(self, valkey: Valkey, run_server: RunServer, how: str) -> None:
         server = await run_server(
-            environment={**DEFAULTS, **valkey.environment("QUEUE"), "DEFAULT_RATE_LIMIT_LIMIT": "1000"}
+            app=SPECIMEN, environment={**DEFAULTS, **valkey.environment("QUEUE"), "DEFAULT_RATE_LIMIT_LIMIT": "1000"}
         )
         job_id = (await server.client.post(TASK, params=MESSAGE)).json()["id"]
         await away(valkey, how)
@@ -313,15 +321,15 @@ class TestAllRedisServers:
         self, valkey: Valkey, run_server: RunServer, headers_for: HeadersFor, user: User
     ) -> None:
         environment = {**DEFAULTS, **valkey.environment("CACHE", "QUEUE", "RATE_LIMIT")}
-        server = await run_server(environment={**environment, "DEFAULT_RATE_LIMIT_LIMIT": "1000"})
+        server = await run_server(app=SPECIMEN, environment={**environment, "DEFAULT_RATE_LIMIT_LIMIT": "1000"})
         token = (await headers_for(user))["Authorization"]
         body = json.dumps({"title": "A title", "text": "text"})
-        post = await make_post(user)
+        moth = await make_moth(user)
         requests = [
-            *[("GET", f"{API}/{user.username}/posts", "", 200)] * 20,
+            *[("GET", f"{API}/{user.username}/moths", "", 200)] * 20,
             *[("GET", f"{API}/user/me", "", 200)] * 20,
-            *[("POST", f"{API}/{user.username}/post", body, 201)] * 10,
-            *[("PATCH", f"{API}/{user.username}/post/{post.id}", body, 200)] * 10,
+            *[("POST", f"{API}/{user.username}/moth", body, 201)] * 10,
+            *[("PATCH", f"{API}/{user.username}/moth/{moth.id}", body, 200)] * 10,
             *[("POST", f"{TASK}?message=x", "", 503)] * 10,
         ]
 
@@ -343,10 +351,10 @@ class TestAllRedisServers:
     async def test_restarted_while_idle(self, valkey: Valkey, run_server: RunServer, user: User) -> None:
         """No request fails on a connection to the old server."""
         environment = {**DEFAULTS, **valkey.environment("CACHE", "QUEUE", "RATE_LIMIT")}
-        server = await run_server(environment={**environment, "DEFAULT_RATE_LIMIT_LIMIT": "20"})
+        server = await run_server(app=SPECIMEN, environment={**environment, "DEFAULT_RATE_LIMIT_LIMIT": "20"})
 
         async def statuses() -> list[int]:
-            requests = [("GET", f"{API}/{user.username}/posts"), ("POST", f"{TASK}?message=x")] * 10
+            requests = [("GET", f"{API}/{user.username}/moths"), ("POST", f"{TASK}?message=x")] * 10
             return [status for status, _, _ in await asyncio.gather(*(send(server.port, *each) for each in requests))]
 
         for _ in range(2):
@@ -368,9 +376,12 @@ class TestPostgres:
             yield server
 
     @pytest.fixture
-    async def server(self, postgres_server: Postgres, run_server: RunServer) -> RunningServer:
+    async def server(self, postgres_server: Postgres, run_server: RunServer, run_program: RunProgram) -> RunningServer:
         environment = {**postgres_server.environment(), **NO_LIMITS}
-        return await run_server(environment=environment, wait_for="/health/ready")
+        server = await run_server(app=SPECIMEN, environment=environment, wait_for="/health/ready")
+        tables = await run_program("tests.specimen.models", environment=environment)
+        assert await tables.wait() == 0
+        return server
 
     @pytest.fixture
     async def requests(self, server: RunningServer) -> list[Request]:
@@ -380,14 +391,14 @@ class TestPostgres:
         token = (await server.client.post(f"{API}/login", data=data)).json()["access_token"]
         bearer = [f"Authorization: Bearer {token}"]
         form = ["Content-Type: application/x-www-form-urlencoded"]
-        post = json.dumps({"title": "A title", "text": "text"})
+        moth = json.dumps({"title": "A title", "text": "text"})
         return [
             request
             for number in range(12)
             for request in (
                 ("GET", f"{API}/users", [], ""),
                 ("GET", f"{API}/user/me", bearer, ""),
-                ("POST", f"{API}/before/post", bearer, post),
+                ("POST", f"{API}/before/moth", bearer, moth),
                 ("POST", f"{API}/login", form, urlencode(data)),
                 ("POST", f"{API}/user", [], json.dumps(self.new_user(f"user{number}"))),
             )
@@ -510,11 +521,11 @@ class TestPostgres:
     ) -> None:
         """A locked table delays the requests that need it, for a bounded time, and no others."""
         headers = await headers_for(user)
-        post = await make_post(user)
-        server = await run_server(environment={"POSTGRES_LOCK_TIMEOUT": "0.5"})
+        moth = await make_moth(user)
+        server = await run_server(app=SPECIMEN, environment={"POSTGRES_LOCK_TIMEOUT": "0.5"})
         async with postgres.transaction():
-            await postgres.execute("LOCK TABLE post")
-            path = f"{API}/{user.username}/post/{post.id}"
+            await postgres.execute("LOCK TABLE moth")
+            path = f"{API}/{user.username}/moth/{moth.id}"
             stopped = [server.client.get(path, timeout=BOUND) for _ in range(5)]
             stopped += [server.client.patch(path, json={"title": "New"}, headers=headers, timeout=BOUND)]
             others = [server.client.get(f"{API}/users", timeout=BOUND) for _ in range(5)]
@@ -526,7 +537,7 @@ class TestPostgres:
         database = Postgres(tmp_path / "late", settings={"fsync": "off"})
         await start(database)
         await asyncio.to_thread(database.stop)
-        server = await run_server(environment=database.environment())
+        server = await run_server(app=SPECIMEN, environment=database.environment())
         response = await server.client.get("/health/ready", timeout=BOUND)
         assert (response.status_code, response.json()["dependencies"]["postgresql"]) == (503, "down")
         assert (await server.client.get(f"{API}/users", timeout=BOUND)).status_code == 503

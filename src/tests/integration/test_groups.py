@@ -7,16 +7,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from app.models.user import User
 from scripts.servers import HOST, free_port
 from tests.environment import SRC
-from tests.factories import PASSWORD, make_post, make_rate_limit, make_tier, make_user
+from tests.factories import PASSWORD
 from tests.fixtures import RedisRoles, RunningServer, RunProgram, RunServer
 from tests.helper import sign_in
+from tests.specimen.factories import make_moth
+from tests.specimen.main import SPECIMEN
 
 API = "/api/v1"
-TASK = f"{API}/tasks/task"
+JOB = f"{API}/specimen/job"
 OPTIONAL = (
     "SessionSettings",
     "AbuseLimitSettings",
@@ -36,10 +39,15 @@ WEB_SECURITY = {"CORS_ORIGINS": "https://app.example.com", "ALLOWED_HOSTS": HOST
 StartWithout = Callable[..., Awaitable[RunningServer]]
 
 
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
+
+
 def copy_without(folder: Path, *groups: str) -> Path:
     """Copy the service without these settings groups."""
     copy = folder / "src"
-    for name in ("app", "migrations", "scripts"):
+    for name in ("app", "migrations", "scripts", "tests/specimen"):
         ignore = shutil.ignore_patterns("__pycache__", "*.log*")
         shutil.copytree(SRC / name, copy / name, ignore=ignore)
     shutil.copy(SRC / "alembic.ini", copy)
@@ -61,7 +69,7 @@ def start_without(run_server: RunServer, tmp_path: Path) -> StartWithout:
         roles = {"RedisCacheSettings": "CACHE", "RedisQueueSettings": "QUEUE", "RedisRateLimiterSettings": "RATE_LIMIT"}
         nowhere = {f"REDIS_{roles[group]}_PORT": str(free_port()) for group in groups if group in roles}
         environment = {**nowhere, **WEB_SECURITY, "DEFAULT_RATE_LIMIT_LIMIT": "2"}
-        return await run_server(environment=environment, cwd=copy)
+        return await run_server(app=SPECIMEN, environment=environment, cwd=copy)
 
     return start
 
@@ -70,14 +78,14 @@ async def check(server: RunningServer, user: User, *groups: str) -> None:
     """Check that all features work as they should without these groups."""
     client = server.client
     headers = await sign_in(client, user)
-    await check_posts(client, user, headers)
+    await check_moths(client, user, headers)
 
-    posts = await client.get(f"{API}/{user.username}/posts")
+    moths = await client.get(f"{API}/{user.username}/moths")
     expected = None if "ClientSideCacheSettings" in groups else "public, max-age=60"
-    assert posts.headers.get("Cache-Control") == expected
+    assert moths.headers.get("Cache-Control") == expected
 
     await check_web_security(client, *groups)
-    await check_tasks(client, headers, *groups)
+    await check_jobs(client, headers, *groups)
     await check_accounts(client, user, headers, *groups)
     dependencies = (await client.get("/health/ready")).json()["dependencies"]
     roles = {"RedisCacheSettings": "cache", "RedisQueueSettings": "queue", "RedisRateLimiterSettings": "rate limit"}
@@ -87,14 +95,14 @@ async def check(server: RunningServer, user: User, *groups: str) -> None:
     assert "Traceback" not in server.output
 
 
-async def check_posts(client: httpx.AsyncClient, user: User, headers: dict[str, str]) -> None:
-    post = await make_post(user, title="before")
-    path = f"{API}/{user.username}/post/{post.id}"
+async def check_moths(client: httpx.AsyncClient, user: User, headers: dict[str, str]) -> None:
+    moth = await make_moth(user, title="before")
+    path = f"{API}/{user.username}/moth/{moth.id}"
     for title in ("one", "two"):
         assert (await client.patch(path, json={"title": title}, headers=headers)).status_code == 200
         assert [(await client.get(path)).json()["title"] for _ in range(2)] == [title] * 2
     body = {"title": "more", "text": "text"}
-    assert (await client.post(f"{API}/{user.username}/post", json=body, headers=headers)).status_code == 201
+    assert (await client.post(f"{API}/{user.username}/moth", json=body, headers=headers)).status_code == 201
 
 
 async def check_web_security(client: httpx.AsyncClient, *groups: str) -> None:
@@ -105,20 +113,20 @@ async def check_web_security(client: httpx.AsyncClient, *groups: str) -> None:
     assert foreign.status_code == (400 if is_on else 200)
 
 
-async def check_tasks(client: httpx.AsyncClient, headers: dict[str, str], *groups: str) -> None:
-    tasks = [await client.post(TASK, params={"message": "x"}) for _ in range(3)]
-    documented = TASK in (await client.get("/openapi.json")).json()["paths"]
+async def check_jobs(client: httpx.AsyncClient, headers: dict[str, str], *groups: str) -> None:
+    jobs = [await client.post(JOB, params={"message": "x"}) for _ in range(3)]
+    documented = JOB in (await client.get("/openapi.json")).json()["paths"]
     if "RedisQueueSettings" in groups:
-        assert {task.status_code for task in tasks} == {404}
+        assert {job.status_code for job in jobs} == {404}
         assert not documented
         return
     assert documented
     if {"RedisRateLimiterSettings", "DefaultRateLimitSettings"} & set(groups):
-        assert [task.status_code for task in tasks] == [201] * 3
-        assert "RateLimit" not in tasks[0].headers
+        assert [job.status_code for job in jobs] == [201] * 3
+        assert "RateLimit" not in jobs[0].headers
     else:
-        assert [task.status_code for task in tasks] == [201, 201, 429]
-        assert "RateLimit" in tasks[0].headers
+        assert [job.status_code for job in jobs] == [201, 201, 429]
+        assert "RateLimit" in jobs[0].headers
 
 
 async def check_accounts(client: httpx.AsyncClient, user: User, headers: dict[str, str], *groups: str) -> None:
@@ -146,10 +154,8 @@ async def check_accounts(client: httpx.AsyncClient, user: User, headers: dict[st
 async def test_left_out(start_without: StartWithout, user: User, redis: RedisRoles, groups: Sequence[str]) -> None:
     server = await start_without(*groups)
     await check(server, user, *groups)
-    await server.client.get(f"{API}/{user.username}/posts")
+    await server.client.get(f"{API}/{user.username}/moths")
     assert bool(await redis.cache.keys()) is ("RedisCacheSettings" not in groups)
-    if "DefaultRateLimitSettings" in groups:
-        await check_rule_of_a_tier(server)
 
 
 async def test_all_of_them_left_out(start_without: StartWithout, user: User) -> None:
@@ -175,12 +181,3 @@ async def test_process_that_needs_the_group_names_it(
     assert await program.wait() != 0
     assert f"{group} is needed here: let the class Settings inherit it\n" in program.output
     assert "Traceback" not in program.output
-
-
-async def check_rule_of_a_tier(server: RunningServer) -> None:
-    """Check that a tier's limit applies without a default, too."""
-    tier = await make_tier()
-    await make_rate_limit(tier, limit=1)
-    headers = await sign_in(server.client, await make_user(tier_id=tier.id))
-    tasks = [await server.client.post(TASK, params={"message": "x"}, headers=headers) for _ in range(2)]
-    assert [task.status_code for task in tasks] == [201, 429]

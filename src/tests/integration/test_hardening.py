@@ -13,15 +13,21 @@ from fastapi import FastAPI
 
 from app.models.user import User
 from tests.environment import SRC
-from tests.factories import PASSWORD, make_password_reset, make_post
+from tests.factories import PASSWORD, make_password_reset
 from tests.fixtures import Fetch, LogRecords, RedisRoles
 from tests.helper import assert_unauthorized
 from tests.repository import TOP
+from tests.specimen.factories import make_moth
 
 SIGN_UP = {"name": "Jane", "username": "jane", "email": "jane@example.com", "password": PASSWORD}
 # Content types that a page of another origin can send without a preflight request.
 SIMPLE = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
 SECRET_COLUMNS = {"hashed_password", "refresh_hash", "spent_hash", "token_hash", "uuid"}
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 def operations(app: FastAPI) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -170,14 +176,14 @@ async def test_body_of_very_many_fields_costs_one_error(client: httpx.AsyncClien
 async def test_very_long_answers_are_not_stored(client: httpx.AsyncClient, user: User, redis: RedisRoles) -> None:
     """Every client may request pages of any size; stored long pages could fill the cache's server."""
     for _ in range(5):
-        await make_post(user, text="x" * 63206)
-    page = f"/api/v1/{user.username}/posts"
+        await make_moth(user, text="x" * 63206)
+    page = f"/api/v1/{user.username}/moths"
     for size, stored in ((5, 0), (1, 1)):
         await redis.cache.flushdb()
         for _ in range(2):
             response = await client.get(page, params={"items_per_page": size})
             assert len(response.json()["data"]) == size
-        assert await redis.cache.exists(f"{user.username}_posts:page_1:items_per_page:{size}:{user.username}") == stored
+        assert await redis.cache.exists(f"{user.username}_moths:page_1:items_per_page:{size}:{user.username}") == stored
 
 
 @pytest.mark.parametrize(

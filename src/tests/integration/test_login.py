@@ -321,7 +321,7 @@ class TestTokenOfUser:
         assert (await client.get("/api/v1/user/me", headers=user_headers)).status_code == 200
         await client.delete(f"/api/v1/user/{user.username}", headers=user_headers)
         assert_unauthorized(await client.get("/api/v1/user/me", headers=user_headers))
-        assert_unauthorized(await client.post("/api/v1/tasks/task?message=x", headers=user_headers))
+        assert_unauthorized(await client.delete("/api/v1/user/me/sessions", headers=user_headers))
 
     async def test_tokens_of_one_user_differ(
         self, client: httpx.AsyncClient, user: User, headers_for: HeadersFor

@@ -21,10 +21,10 @@ from app.core.config import EnvironmentOption
 from app.models.user import User
 from scripts.servers import HOST
 from tests.environment import SRC
-from tests.factories import make_post
 from tests.fixtures import Fetch, LogRecords, RunServer, open_client
 from tests.helper import running, sign_in
-from tests.integration.own_app import MODULE, build, build_service
+from tests.integration.own_app import MODULE, build, build_specimen
+from tests.specimen.factories import make_moth
 
 BROKEN = """
 @router.get("/broken")
@@ -45,6 +45,11 @@ async def endless() -> StreamingResponse:
 """
 LIMIT = 100_000
 TOO_LARGE = {"detail": f"The body is too large: send no more than {LIMIT} bytes"}
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 class TestRealConnection:
@@ -73,7 +78,7 @@ class TestRealConnection:
                 ("HEAD", "/health", 200),
                 ("HEAD", "/api/v1/users", 200),
                 ("GET", "/api/v1/users", 200),
-                ("HEAD", f"/api/v1/{user.username}/posts", 200),
+                ("HEAD", f"/api/v1/{user.username}/moths", 200),
                 ("HEAD", "/broken", 500),
                 ("HEAD", "/nowhere", 404),
                 ("HEAD", "/docs", 200),
@@ -242,7 +247,7 @@ class TestTrustedHosts:
     HOSTS = "api.example.com, *.example.org, [2001:db8::1]"
 
     async def statuses(self, *hosts: bytes, path: str = "/api/v1/users") -> list[int]:
-        async with open_client(build_service(ALLOWED_HOSTS=self.HOSTS)) as own:
+        async with open_client(build_specimen(ALLOWED_HOSTS=self.HOSTS)) as own:
             return [(await own.get(path, headers={b"Host": host})).status_code for host in hosts]
 
     async def test_any_by_default(self, client: httpx.AsyncClient) -> None:
@@ -262,7 +267,7 @@ class TestTrustedHosts:
 
     async def test_missing_or_given_twice(self, client: httpx.AsyncClient) -> None:
         for hosts in ([], [(b"host", b"api.example.com"), (b"host", b"evil.example")]):
-            async with open_client(WithHeaders(build_service(ALLOWED_HOSTS=self.HOSTS), hosts)) as own:
+            async with open_client(WithHeaders(build_specimen(ALLOWED_HOSTS=self.HOSTS), hosts)) as own:
                 answer = await own.get("/api/v1/users")
                 assert (await own.get("/health")).status_code == 200
             assert answer.status_code == 400
@@ -299,13 +304,13 @@ class TestTransportSecurity:
 
 @pytest.fixture
 async def slow_commit(postgres: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """Make each commit of a changed post wait for the advisory lock 7."""
+    """Make each commit of a changed moth wait for the advisory lock 7."""
     await postgres.execute(
         "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END $$"
     )
     await postgres.execute(
-        "CREATE CONSTRAINT TRIGGER wait AFTER UPDATE ON post DEFERRABLE INITIALLY DEFERRED "
+        "CREATE CONSTRAINT TRIGGER wait AFTER UPDATE ON moth DEFERRABLE INITIALLY DEFERRED "
         "FOR EACH ROW EXECUTE FUNCTION wait()"
     )
     yield
@@ -318,7 +323,7 @@ class TestRequestTimeout:
 
         @router.post("/slow")
         async def slow(db: SessionDep) -> None:
-            await db.execute(text("INSERT INTO tier (name, created_at) VALUES ('slow', now())"))
+            await db.execute(text("INSERT INTO drawer (name, created_at) VALUES ('slow', now())"))
             await asyncio.sleep(60)
 
         async with open_client(build(router, REQUEST_TIMEOUT=0.3)) as own:
@@ -330,18 +335,18 @@ class TestRequestTimeout:
         assert answer.headers["x-request-id"]
         (record,) = logs.named("request timed out")
         assert (record.method, record.path) == ("POST", "/slow")  # type: ignore[attr-defined]
-        assert await fetch("SELECT * FROM tier") == []
+        assert await fetch("SELECT * FROM drawer") == []
         assert (await client.get("/api/v1/users")).status_code == 200
 
     async def test_in_the_middle_of_a_commit(
         self, client: httpx.AsyncClient, postgres: "asyncpg.Connection[Any]", slow_commit: None, user: User
     ) -> None:
         """The change still commits, so no cache may keep the older answer."""
-        post = await make_post(user, title="before")
-        path = f"/api/v1/{user.username}/post/{post.id}"
+        moth = await make_moth(user, title="before")
+        path = f"/api/v1/{user.username}/moth/{moth.id}"
         headers = await sign_in(client, user)
         assert (await client.get(path)).json()["title"] == "before"
-        async with open_client(build_service(REQUEST_TIMEOUT=0.3)) as own:
+        async with open_client(build_specimen(REQUEST_TIMEOUT=0.3)) as own:
             async with AsyncExitStack() as stack, postgres.transaction():
                 await postgres.execute("SELECT pg_advisory_xact_lock(7)")
                 patch = running(own.patch(path, json={"title": "after"}, headers=headers))

@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.core.config import settings
-from app.core.database import database_url
+from app.core.database import Base, database_url
 from tests.environment import SRC
 from tests.fixtures import RunProgram, RunServer
 
-TABLES = {"alembic_version", "password_reset", "post", "rate_limit", "row_count", "session", "tier", "user"}
+TABLES = {"alembic_version", *Base.metadata.tables}
 
 
 async def alembic(database: str, run: Callable[..., Any], *arguments: str) -> None:

@@ -1,24 +1,37 @@
 """Writes under a username whose owner changes: the write and the cache invalidation use the same name."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
+from fastapi import FastAPI
+from sqlalchemy import select, text
 
 from app.core.database import transaction
 from app.crud.crud_users import crud_users
-from app.models.post import Post
 from app.models.user import User
-from tests.factories import make_post, make_superuser, make_user
+from app.schemas.user import UserCreateInternal
+from tests.factories import make_superuser, make_user
 from tests.fixtures import Fetch, HeadersFor
 from tests.helper import assert_error, running, wait_until
+from tests.specimen.crud import crud_moths
+from tests.specimen.factories import make_moth
+from tests.specimen.models import Moth
+from tests.specimen.schemas import MothCreate
 
 API = "/api/v1"
+USER_ANN = """SELECT * FROM "user" WHERE username = 'ann'"""
+MOTHS_OF = "SELECT * FROM moth WHERE created_by_user_id = :id"
 WAITING = (
     "SELECT count(*) AS waiting FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 )
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 @pytest.fixture
@@ -42,22 +55,22 @@ async def run_behind_rename(user: User, name: str, request: Awaitable[httpx.Resp
 class TestWriteUnderAFormerName:
     """A request is authorized under the old name; the user is renamed before it writes."""
 
-    async def test_post_is_not_written(
+    async def test_moth_is_not_written(
         self, client: httpx.AsyncClient, headers_for: HeadersFor, alice: User, fetch: Fetch
     ) -> None:
-        request = client.post(f"{API}/alice/post", json={"title": "New", "text": "x"}, headers=await headers_for(alice))
+        request = client.post(f"{API}/alice/moth", json={"title": "New", "text": "x"}, headers=await headers_for(alice))
         assert_error(await run_behind_rename(alice, "bobby", request, fetch), 404, "User not found")
-        assert await fetch("SELECT id FROM post") == []
+        assert await fetch("SELECT id FROM moth") == []
 
     @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
-    async def test_post_is_not_changed(
+    async def test_moth_is_not_changed(
         self, client: httpx.AsyncClient, headers_for: HeadersFor, alice: User, fetch: Fetch, method: str
     ) -> None:
-        post = await make_post(alice, title="Old")
+        moth = await make_moth(alice, title="Old")
         body = {"title": "New"} if method == "PATCH" else None
-        request = client.request(method, f"{API}/alice/post/{post.id}", json=body, headers=await headers_for(alice))
-        assert_error(await run_behind_rename(alice, "bobby", request, fetch), 404, "Post not found")
-        assert (await client.get(f"{API}/bobby/post/{post.id}")).json()["title"] == "Old"
+        request = client.request(method, f"{API}/alice/moth/{moth.id}", json=body, headers=await headers_for(alice))
+        assert_error(await run_behind_rename(alice, "bobby", request, fetch), 404, "Moth not found")
+        assert (await client.get(f"{API}/bobby/moth/{moth.id}")).json()["title"] == "Old"
 
     @pytest.mark.parametrize("path", ["user", "db_user"])
     async def test_user_is_not_deleted(
@@ -76,29 +89,29 @@ class TestWriteUnderAFormerName:
 
 
 class TestRenameDuringAWrite:
-    async def test_rename_waits_until_the_post_is_written(
+    async def test_rename_waits_until_the_moth_is_written(
         self, client: httpx.AsyncClient, headers_for: HeadersFor, alice: User, fetch: Fetch
     ) -> None:
         """Otherwise a read could store the old text under the new name before the write replaces it."""
-        post = await make_post(alice, title="Old")
+        moth = await make_moth(alice, title="Old")
         headers = await headers_for(alice)
 
         async def are_waiting(number: int) -> bool:
             return bool((await fetch(WAITING))[0]["waiting"] == number)
 
-        # lock the post, so that the PATCH gets as far as its UPDATE
+        # lock the moth, so that the PATCH gets as far as its UPDATE
         async with AsyncExitStack() as stack, transaction() as db:
-            await db.execute(select(Post.id).where(Post.id == post.id).with_for_update())
-            patch = running(client.patch(f"{API}/alice/post/{post.id}", json={"title": "New"}, headers=headers))
+            await db.execute(select(Moth.id).where(Moth.id == moth.id).with_for_update())
+            patch = running(client.patch(f"{API}/alice/moth/{moth.id}", json={"title": "New"}, headers=headers))
             (patched,) = await stack.enter_async_context(patch)
             await wait_until(lambda: are_waiting(1))
             rename = running(client.patch(f"{API}/user/alice", json={"username": "bobby"}, headers=headers))
             (renamed,) = await stack.enter_async_context(rename)
             await wait_until(lambda: are_waiting(2))
-            assert (await client.get(f"{API}/bobby/post/{post.id}")).status_code == 404
+            assert (await client.get(f"{API}/bobby/moth/{moth.id}")).status_code == 404
         assert [patched.result().status_code, renamed.result().status_code] == [200, 200]
-        assert (await client.get(f"{API}/bobby/post/{post.id}")).json()["title"] == "New"
-        assert (await client.get(f"{API}/alice/post/{post.id}")).status_code == 404
+        assert (await client.get(f"{API}/bobby/moth/{moth.id}")).json()["title"] == "New"
+        assert (await client.get(f"{API}/alice/moth/{moth.id}")).status_code == 404
 
 
 class TestNameOfAnother:
@@ -112,7 +125,76 @@ class TestNameOfAnother:
         for request in (
             client.patch(f"{API}/user/alice", json={"name": "Changed"}, headers=headers),
             client.delete(f"{API}/user/alice", headers=headers),
-            client.post(f"{API}/alice/post", json={"title": "New", "text": "x"}, headers=headers),
+            client.post(f"{API}/alice/moth", json={"title": "New", "text": "x"}, headers=headers),
         ):
             assert (await request).status_code == 403
         assert (await client.get(f"{API}/user/alice")).json()["id"] == heir.id
+
+
+class TestRenameMeanwhile:
+    """While a request waits, its user is renamed and another user takes the old name. The other must not change."""
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("PATCH", "/user/ann", {"name": "New Name"}),
+            ("DELETE", "/user/ann", None),
+            ("DELETE", "/db_user/ann", None),
+            ("DELETE", "/ann/db_moth/1", None),
+        ],
+    )
+    async def test_of_a_superusers_request(
+        self,
+        client: httpx.AsyncClient,
+        superuser_headers: dict[str, str],
+        fetch: Fetch,
+        method: str,
+        path: str,
+        body: Any,
+    ) -> None:
+        ann = await make_user(username="ann", email="ann@example.com")
+        await make_moth(ann)
+        request = client.request(method, f"/api/v1{path}", json=body, headers=superuser_headers)
+        response, before, moths = await self._rename_while(request, fetch)
+        assert response.status_code in {200, 404}, response.text
+        assert await fetch(USER_ANN) == before
+        assert await fetch(MOTHS_OF.replace(":id", "$1"), before[0]["id"]) == moths
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("PATCH", "/user/ann", {"name": "New Name"}),
+            ("DELETE", "/user/ann", None),
+            ("POST", "/ann/moth", {"title": "Mine", "text": "Not yours."}),
+        ],
+    )
+    async def test_of_ones_own_request(
+        self, client: httpx.AsyncClient, headers_for: HeadersFor, fetch: Fetch, method: str, path: str, body: Any
+    ) -> None:
+        headers = await headers_for(await make_user(username="ann", email="ann@example.com"))
+        request = client.request(method, f"/api/v1{path}", json=body, headers=headers)
+        response, before, moths = await self._rename_while(request, fetch)
+        assert response.status_code in {200, 201, 404}, response.text
+        assert await fetch(USER_ANN) == before
+        assert await fetch(MOTHS_OF.replace(":id", "$1"), before[0]["id"]) == moths
+
+    async def _rename_while(
+        self, request: Coroutine[Any, Any, httpx.Response], fetch: Fetch
+    ) -> tuple[httpx.Response, list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the answer to the request, and the new owner's row and moths from before the answer."""
+        async with AsyncExitStack() as stack, transaction() as db:
+            await crud_users.update(db, {"username": "annother"}, username="ann")
+            next_ann = UserCreateInternal(
+                name="Next Ann", username="ann", email="next@example.com", hashed_password="x"
+            )
+            row = await crud_users.create(db, next_ann)
+            await crud_moths.create(db, MothCreate(title="Next", text="Next."), created_by_user_id=row.id)
+            before = [dict(found) for found in (await db.execute(text(USER_ANN))).mappings()]
+            moths = [dict(found) for found in (await db.execute(text(MOTHS_OF), {"id": row.id})).mappings()]
+            (answer,) = await stack.enter_async_context(running(request))
+
+            async def is_waiting() -> bool:
+                return answer.done() or bool((await fetch(WAITING))[0]["waiting"])
+
+            await wait_until(is_waiting)
+        return answer.result(), before, moths

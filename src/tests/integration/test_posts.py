@@ -7,7 +7,7 @@ import pytest
 from app.models.post import Post
 from app.models.user import User
 from tests.factories import make_post, make_user
-from tests.fixtures import Fetch, HeadersFor
+from tests.fixtures import Fetch, HeadersFor, Statements
 from tests.helper import UUID, assert_error, assert_unauthorized, is_recent
 
 NO_POST = "Post not found"
@@ -366,3 +366,131 @@ class TestEraseDbPost:
         response = await client.delete(f"/api/v1/{user.username}/db_post/{post.id}", headers=superuser_headers)
         assert response.status_code == 200
         assert await fetch("SELECT FROM post") == []
+
+
+class TestOfADeletedUser:
+    async def test_posts_are_no_longer_shown(
+        self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str], fetch: Fetch
+    ) -> None:
+        post = await make_post(user)
+        paths = [f"/api/v1/{user.username}/posts", f"/api/v1/{user.username}/post/{post.id}"]
+        for path in paths:
+            assert (await client.get(path)).status_code == 200
+        await client.delete(f"/api/v1/user/{user.username}", headers=user_headers)
+        for path in paths:
+            assert_error(await client.get(path), 404, NO_USER)
+        assert len(await fetch("SELECT FROM post")) == 1
+
+    async def test_really_deleted(
+        self, client: httpx.AsyncClient, user: User, superuser: User, superuser_headers: dict[str, str], fetch: Fetch
+    ) -> None:
+        """Posts that were deleted before go, too."""
+        mine, post = await make_post(superuser), await make_post(user)
+        await make_post(user)
+        await fetch("UPDATE post SET is_deleted = true WHERE id = $1", post.id)
+        assert (await client.delete(f"/api/v1/db_user/{user.username}", headers=superuser_headers)).status_code == 200
+        assert await fetch("SELECT id FROM post") == [{"id": mine.id}]
+
+
+class TestCursors:
+    async def test_from_the_first_page_to_the_last(self, client: httpx.AsyncClient, user: User) -> None:
+        posts = [await make_post(user) for _ in range(3)]
+        found: list[int] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            params: dict[str, Any] = {"items_per_page": 2, "cursor": cursor}
+            page = (await client.get(f"/api/v1/{user.username}/posts", params=params)).json()
+            found += [row["id"] for row in page["data"]]
+            cursor = page["next_cursor"]
+        assert found == [post.id for post in posts]
+
+    async def test_of_another_author(self, client: httpx.AsyncClient, user: User) -> None:
+        other = await make_user()
+        for author in (user, user, other):
+            await make_post(author)
+        page = (await client.get(f"/api/v1/{user.username}/posts?items_per_page=1")).json()
+        response = await client.get(f"/api/v1/{other.username}/posts", params={"cursor": page["next_cursor"]})
+        assert response.status_code == 422
+
+
+class TestStatements:
+    @pytest.mark.parametrize("path", ["posts", "post/1"])
+    async def test_read_and_its_cached_answer(
+        self, client: httpx.AsyncClient, user: User, statements: Statements, path: str
+    ) -> None:
+        await make_post(user)
+        for count in (1, 0):
+            statements.clear()
+            assert (await client.get(f"/api/v1/{user.username}/{path}")).status_code == 200
+            statements.assert_only_read(count)
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body", "who"),
+        [
+            ("POST", "post", POST, "user"),
+            ("PATCH", "post/1", {"title": "New"}, "user"),
+            ("DELETE", "post/1", None, "user"),
+            ("DELETE", "db_post/1", None, "superuser"),
+        ],
+    )
+    async def test_write(
+        self,
+        client: httpx.AsyncClient,
+        user: User,
+        user_headers: dict[str, str],
+        superuser_headers: dict[str, str],
+        statements: Statements,
+        method: str,
+        path: str,
+        body: Any,
+        who: str,
+    ) -> None:
+        await make_post(user)
+        headers = user_headers if who == "user" else superuser_headers
+        statements.clear()
+        response = await client.request(method, f"/api/v1/{user.username}/{path}", json=body, headers=headers)
+        assert response.status_code in {200, 201}, response.text
+        statements.assert_written_in_one_transaction()
+
+
+RENAME_ALICE = """UPDATE "user" SET username = 'bobby' WHERE username = 'alice'"""
+RENAME_HEIR = """UPDATE "user" SET username = 'alice' WHERE username = 'heir'"""
+
+
+@pytest.mark.parametrize("statement", [1, 2, 3])
+class TestNameThatChangesHands:
+    """While a request runs, its author is renamed, and another user takes the name."""
+
+    @pytest.fixture
+    async def users(self) -> list[User]:
+        users = [await make_user(username=name) for name in ("alice", "heir")]
+        for user in users:
+            await make_post(user)
+        return users
+
+    @pytest.mark.parametrize("path", ["posts", "posts?page=9", "post/1", "post/2", "post/99"])
+    async def test_read(self, check_read: Any, users: list[User], path: str) -> None:
+        await check_read(f"alice/{path}", RENAME_ALICE, RENAME_HEIR)
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [("POST", "post", POST), ("PATCH", "post/1", {"title": "New"}), ("DELETE", "post/1", None)],
+    )
+    async def test_write(
+        self,
+        client: httpx.AsyncClient,
+        meanwhile: Any,
+        headers_for: HeadersFor,
+        fetch: Fetch,
+        users: list[User],
+        method: str,
+        path: str,
+        body: Any,
+    ) -> None:
+        rows = "SELECT * FROM post WHERE created_by_user_id = $1 ORDER BY id"
+        headers = await headers_for(users[0])
+        before = [await fetch(rows, user.id) for user in users]
+        request = client.request(method, f"/api/v1/alice/{path}", json=body, headers=headers)
+        response = await meanwhile(request, RENAME_ALICE, RENAME_HEIR)
+        changed = [await fetch(rows, user.id) != then for user, then in zip(users, before, strict=True)]
+        assert changed == [response.status_code < 400, False]

@@ -11,8 +11,14 @@ from app.core.config import AppSettings, settings
 from app.core.http import client_address
 from tests.fixtures import RedisRoles, RunningServer, RunServer, open_client
 from tests.integration.own_app import send
+from tests.specimen.main import SPECIMEN
 
-TASK = "/api/v1/tasks/task?message=x"
+TASK = "/api/v1/specimen/job?message=x"
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 def address(peer: str | None, *forwarded: str, trusted: str = "") -> str:
@@ -78,7 +84,7 @@ async def test_forged_headers_open_no_new_bucket(app: FastAPI, redis: RedisRoles
                 "X-Forwarded-Host": f"forged{number}",
             }
             assert (await client.post(TASK, headers=headers)).status_code == 201
-    assert await redis.rate_limit.keys() == [b"rate_limit:api_v1_tasks_task:address:192.0.2.1"]
+    assert await redis.rate_limit.keys() == [b"rate_limit:api_v1_specimen_job:address:192.0.2.1"]
 
 
 class TestRealServers:
@@ -107,7 +113,7 @@ class TestRealServers:
     async def test_no_peer_is_trusted_unless_named(
         self, run_server: RunServer, redis: RedisRoles, workers: int | None
     ) -> None:
-        server = await run_server(workers=workers)
+        server = await run_server(app=SPECIMEN, workers=workers)
         assert await self.buckets(server, redis, self.FORGED) == {"127.0.0.1"}
 
     @pytest.mark.parametrize("workers", [None, 1])
@@ -115,12 +121,12 @@ class TestRealServers:
         self, run_server: RunServer, redis: RedisRoles, workers: int | None
     ) -> None:
         environment = {"FORWARDED_ALLOW_IPS": "127.0.0.1,10.0.0.0/8"}
-        server = await run_server(workers=workers, environment=environment)
+        server = await run_server(app=SPECIMEN, workers=workers, environment=environment)
         await self.check_named(server, redis)
 
     async def test_named_in_the_env_file(self, run_server: RunServer, redis: RedisRoles, tmp_path: Path) -> None:
         (tmp_path / ".env").write_text("FORWARDED_ALLOW_IPS=127.0.0.1,10.0.0.0/8\n")
-        server = await run_server(environment={"ENV_FILE": str(tmp_path / ".env")})
+        server = await run_server(app=SPECIMEN, environment={"ENV_FILE": str(tmp_path / ".env")})
         await self.check_named(server, redis)
 
     async def check_named(self, server: RunningServer, redis: RedisRoles) -> None:

@@ -22,22 +22,18 @@ from app.core.queue import ArqJob
 from app.core.queue.failed_jobs import JOB_LIFETIME
 from app.crud.crud_users import crud_users
 from app.models.user import User
-from tests.factories import make_superuser, make_user
-from tests.fixtures import Fetch, HeadersFor, RedisRoles, open_client
+from tests.fixtures import Fetch, RedisRoles, open_client
 from tests.helper import is_recent
 from tests.integration.own_app import build
 from tests.integration.own_worker import JobFunction, run_jobs
 
 pytestmark = pytest.mark.usefixtures("app")
 
-TASK = "/api/v1/tasks/task"
-
 Work = Callable[..., Awaitable[Worker]]
 
 
-async def sample_background_task(ctx: dict[str, Any], name: str) -> str:
-    """Replace the worker's job of this name; skip its five seconds."""
-    return f"Task {name} is complete!"
+async def greet(ctx: dict[str, Any], name: str) -> str:
+    return f"Hello {name}!"
 
 
 @pytest.fixture
@@ -45,198 +41,65 @@ def work(app: FastAPI) -> Work:
     """Run all queued jobs with these functions."""
 
     async def run(*functions: JobFunction) -> Worker:
-        return await run_jobs(*functions or (sample_background_task,))
+        return await run_jobs(*functions or (greet,))
 
     return run
 
 
-async def enqueue(client: httpx.AsyncClient, message: str = "hello", headers: dict[str, str] | None = None) -> str:
-    response = await client.post(TASK, params={"message": message}, headers=headers)
-    assert response.status_code == 201
-    assert response.json().keys() == {"id"}
-    return str(response.json()["id"])
+async def enqueue(name: str = "Ann") -> str:
+    job = await queue.pool.enqueue_job("greet", name)
+    assert job
+    return job.job_id
 
 
 class TestJson:
-    async def test_job(self, client: httpx.AsyncClient, redis: RedisRoles) -> None:
-        job_id = await enqueue(client, "grün")
+    async def test_job(self, redis: RedisRoles) -> None:
+        job_id = await enqueue("grün")
         job = json.loads(await redis.queue.get(f"arq:job:{job_id}") or b"")
         assert is_recent(datetime.fromtimestamp(job.pop("et") / 1000, UTC))
-        assert job == {"t": None, "f": "sample_background_task", "a": ["grün"], "k": {}}
+        assert job == {"t": None, "f": "greet", "a": ["grün"], "k": {}}
         assert await redis.queue.zscore("arq:queue", job_id)
 
-    async def test_result(self, client: httpx.AsyncClient, redis: RedisRoles, work: Work) -> None:
-        job_id = await enqueue(client)
+    async def test_result(self, redis: RedisRoles, work: Work) -> None:
+        job_id = await enqueue()
         await work()
         result = json.loads(await redis.queue.get(f"arq:result:{job_id}") or b"")
-        assert (result["s"], result["r"]) == (True, "Task hello is complete!")
+        assert (result["s"], result["r"]) == (True, "Hello Ann!")
         assert 3500 < await redis.queue.ttl(f"arq:result:{job_id}") <= 3600
         assert await redis.queue.exists(f"arq:job:{job_id}", f"arq:in-progress:{job_id}", "arq:queue") == 0
 
     async def test_arguments_beyond_json_are_refused_at_once(self) -> None:
         with pytest.raises(SerializationError):
-            await queue.pool.enqueue_job("sample_background_task", object())
+            await queue.pool.enqueue_job("greet", object())
 
-    async def test_pickle_is_never_read(self, client: httpx.AsyncClient, redis: RedisRoles, work: Work) -> None:
+    async def test_pickle_is_never_read(self, redis: RedisRoles, work: Work) -> None:
         """Reading pickles would let every client with write access to Redis run code in this process."""
         malicious = b"cos\nsystem\n(S'false'\ntR."
-        job_id = await enqueue(client)
+        job_id = await enqueue()
         await redis.queue.set(f"arq:job:{job_id}", malicious, keepttl=True)
         worker = await work()
         assert worker.jobs_failed == 1
-        body = (await client.get(f"{TASK}/{job_id}")).json()
-        assert (body["status"], body["success"]) == ("complete", False)
+        info = await ArqJob(job_id, queue.pool).result_info()
+        assert info is not None
+        assert not info.success
 
 
 class TestArqJob:
-    async def test_of_the_queue(self, client: httpx.AsyncClient, work: Work) -> None:
-        job_id = await enqueue(client)
+    async def test_of_the_queue(self, work: Work) -> None:
+        job_id = await enqueue()
         job = ArqJob(job_id, queue.pool)
         assert await job.status() is JobStatus.queued
         info = await job.info()
         assert info
-        assert (info.function, list(info.args), info.kwargs) == ("sample_background_task", ["hello"], {})
+        assert (info.function, list(info.args), info.kwargs) == ("greet", ["Ann"], {})
         await work()
         assert await job.status() is JobStatus.complete
-        assert await job.result(timeout=5) == "Task hello is complete!"
+        assert await job.result(timeout=5) == "Hello Ann!"
 
     async def test_not_there(self) -> None:
         job = ArqJob("nothing", queue.pool)
         assert await job.status() is JobStatus.not_found
         assert await job.info() is None
-
-
-class TestGetTask:
-    async def test_queued(self, client: httpx.AsyncClient) -> None:
-        job_id = await enqueue(client)
-        response = await client.get(f"{TASK}/{job_id}")
-        body = response.json()
-        assert response.status_code == 200
-        assert is_recent(body.pop("enqueue_time"))
-        assert body == {
-            "id": job_id,
-            "status": "queued",
-            "function": "sample_background_task",
-            "args": ["hello"],
-            "kwargs": {},
-            "job_try": None,
-            "success": None,
-            "result": None,
-            "start_time": None,
-            "finish_time": None,
-            "queue_name": None,
-        }
-
-    async def test_complete(self, client: httpx.AsyncClient, work: Work) -> None:
-        job_id = await enqueue(client)
-        await work()
-        body = (await client.get(f"{TASK}/{job_id}")).json()
-        assert all(is_recent(body.pop(name)) for name in ("enqueue_time", "start_time", "finish_time"))
-        assert body == {
-            "id": job_id,
-            "status": "complete",
-            "function": "sample_background_task",
-            "args": ["hello"],
-            "kwargs": {},
-            "job_try": 1,
-            "success": True,
-            "result": "Task hello is complete!",
-            "queue_name": "arq:queue",
-        }
-
-    async def test_running(self, client: httpx.AsyncClient, work: Work) -> None:
-        job_id = await enqueue(client)
-        seen = []
-
-        async def sample_background_task(ctx: dict[str, Any], name: str) -> None:
-            seen.append((await client.get(f"{TASK}/{job_id}")).json()["status"])
-
-        await work(sample_background_task)
-        assert seen == ["in_progress"]
-
-    async def test_failed(self, client: httpx.AsyncClient, work: Work) -> None:
-        job_id = await enqueue(client)
-
-        async def sample_background_task(ctx: dict[str, Any], name: str) -> None:
-            raise ValueError("no such " + name)
-
-        await work(sample_background_task)
-        body = (await client.get(f"{TASK}/{job_id}")).json()
-        assert (body["status"], body["success"], body["result"]) == ("complete", False, "ValueError: no such hello")
-
-    async def test_result_that_json_does_not_know(self, client: httpx.AsyncClient, work: Work) -> None:
-        job_id = await enqueue(client)
-
-        async def sample_background_task(ctx: dict[str, Any], name: str) -> object:
-            return object()
-
-        await work(sample_background_task)
-        body = (await client.get(f"{TASK}/{job_id}")).json()
-        assert (body["status"], body["success"]) == ("complete", False)
-        assert "unable to serialize result" in body["result"]
-
-    async def test_finishes_while_it_is_looked_up(
-        self, client: httpx.AsyncClient, work: Work, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """arq looks for a result and then for the job; the job finishes between the two."""
-        job_id = await enqueue(client)
-        get = queue.pool.get
-
-        async def get_and_let_it_finish(name: str) -> Any:
-            monkeypatch.setattr(queue.pool, "get", get)
-            value = await get(name)
-            await work()
-            return value
-
-        monkeypatch.setattr(queue.pool, "get", get_and_let_it_finish)
-        response = await client.get(f"{TASK}/{job_id}")
-        assert response.status_code == 200
-        assert response.json()["status"] == "complete"
-        assert response.json()["result"] == "Task hello is complete!"
-
-    @pytest.mark.parametrize("prefix", ["", "1-", "99-"])
-    async def test_not_found(self, client: httpx.AsyncClient, superuser_headers: dict[str, str], prefix: str) -> None:
-        for headers in ({}, superuser_headers):
-            response = await client.get(f"{TASK}/{prefix}{'0' * 32}", headers=headers)
-            assert (response.status_code, response.json()) == (404, {"detail": "Task not found"})
-
-    @pytest.mark.parametrize("task_id", ["x", "arq:queue", f"{'0' * 32}x", f"-{'0' * 32}", f"1-2-{'0' * 32}"])
-    async def test_no_id_of_ours(self, client: httpx.AsyncClient, task_id: str) -> None:
-        assert (await client.get(f"{TASK}/{task_id}")).status_code == 404
-
-    async def test_malformed(self, client: httpx.AsyncClient) -> None:
-        assert (await client.get(f"{TASK}/%00")).status_code == 422
-
-
-class TestWhoMayLook:
-    async def test_made_without_a_token(self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User) -> None:
-        job_id = await enqueue(client)
-        for headers in ({}, await headers_for(user)):
-            assert (await client.get(f"{TASK}/{job_id}", headers=headers)).status_code == 200
-
-    async def test_made_with_a_token(self, client: httpx.AsyncClient, headers_for: HeadersFor) -> None:
-        maker, other, superuser = await make_user(), await make_user(), await make_superuser()
-        makers = await headers_for(maker)
-        job_id = await enqueue(client, headers=makers)
-        for headers, status in (
-            (makers, 200),
-            (await headers_for(superuser), 200),
-            (await headers_for(other), 404),
-            ({}, 404),
-            ({"Authorization": "Bearer x"}, 401),
-        ):
-            assert (await client.get(f"{TASK}/{job_id}", headers=headers)).status_code == status
-        without_maker = job_id.partition("-")[2]
-        assert (await client.get(f"{TASK}/{without_maker}")).status_code == 404
-
-    async def test_maker_who_changed_the_name(self, client: httpx.AsyncClient, headers_for: HeadersFor) -> None:
-        maker = await make_user()
-        headers = await headers_for(maker)
-        job_id = await enqueue(client, headers=headers)
-        await client.patch(f"/api/v1/user/{maker.username}", json={"username": "renamed"}, headers=headers)
-        successor = await make_user(username=maker.username, email="successor@example.com")
-        assert (await client.get(f"{TASK}/{job_id}", headers=headers)).status_code == 200
-        assert (await client.get(f"{TASK}/{job_id}", headers=await headers_for(successor))).status_code == 404
 
 
 class TestJobs:

@@ -7,13 +7,21 @@ from collections.abc import Awaitable
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from app.models.user import User
-from tests.factories import make_post, make_superuser, make_tier, make_user
+from tests.factories import make_superuser, make_user
 from tests.fixtures import Fetch, HeadersFor, RunServer
 from tests.integration.own_app import send
+from tests.specimen.factories import make_drawer, make_moth
+from tests.specimen.main import SPECIMEN
 
 API = "/api/v1"
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 async def statuses(*requests: Awaitable[httpx.Response]) -> Counter[int]:
@@ -24,7 +32,7 @@ class TestTwoWorkers:
     async def test_one_of_a_hundred_sign_ups_gets_the_name_and_the_address(
         self, run_server: RunServer, fetch: Fetch
     ) -> None:
-        server = await run_server(workers=2, environment={"SIGN_UP_LIMIT": "1000"})
+        server = await run_server(app=SPECIMEN, workers=2, environment={"SIGN_UP_LIMIT": "1000"})
 
         async def sign_up(username: str, email: str) -> tuple[int, bytes]:
             body = {"name": "Some User", "username": username, "email": email, "password": "Str1ng$t"}
@@ -47,7 +55,7 @@ class TestTwoWorkers:
 
     async def test_somebody_stays_superuser(self, run_server: RunServer, headers_for: HeadersFor, fetch: Fetch) -> None:
         """Two superusers delete themselves, or each other, by either route."""
-        server = await run_server(workers=2)
+        server = await run_server(app=SPECIMEN, workers=2)
         for number in range(12):
             pair = [await make_superuser(username=f"super{number}{letter}") for letter in "ab"]
             headers = [await headers_for(superuser) for superuser in pair]
@@ -82,39 +90,39 @@ class TestOneProcess:
         assert counts == {200: 1, 409: 9}
         assert len(await fetch("""SELECT id FROM "user" WHERE username = 'wanted'""")) == 1
 
-    async def test_one_limit_for_a_tier_and_a_path(
+    async def test_one_limit_for_a_drawer_and_a_path(
         self, client: httpx.AsyncClient, superuser_headers: dict[str, str], fetch: Fetch
     ) -> None:
-        tier = await make_tier()
+        drawer = await make_drawer()
         counts = await statuses(
             *(
                 client.post(
-                    f"{API}/tier/{tier.name}/rate_limit",
-                    json={"name": f"limit{number}", "path": "api/v1/tasks/task", "limit": number, "period": 60},
+                    f"{API}/drawer/{drawer.name}/slip",
+                    json={"name": f"limit{number}", "path": "some_path", "limit": number, "period": 60},
                     headers=superuser_headers,
                 )
                 for number in range(20)
             )
         )
         assert counts == {201: 1, 409: 19}
-        assert len(await fetch("SELECT id FROM rate_limit")) == 1
+        assert len(await fetch("SELECT id FROM slip")) == 1
 
-    async def test_one_tier_of_a_name(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+    async def test_one_drawer_of_a_name(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
         counts = await statuses(
-            *(client.post(f"{API}/tier", json={"name": "gold"}, headers=superuser_headers) for _ in range(20))
+            *(client.post(f"{API}/drawer", json={"name": "gold"}, headers=superuser_headers) for _ in range(20))
         )
         assert counts == {201: 1, 409: 19}
 
-    async def test_post_is_deleted_once(
+    async def test_moth_is_deleted_once(
         self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]
     ) -> None:
-        post = await make_post(user)
-        path = f"{API}/{user.username}/post/{post.id}"
+        moth = await make_moth(user)
+        path = f"{API}/{user.username}/moth/{moth.id}"
         counts = await statuses(*(client.delete(path, headers=user_headers) for _ in range(20)))
         assert counts == {200: 1, 404: 19}
 
     @pytest.mark.parametrize("route", ["user", "db_user"])
-    async def test_posts_of_a_user_who_is_deleted_meanwhile(
+    async def test_moths_of_a_user_who_is_deleted_meanwhile(
         self,
         client: httpx.AsyncClient,
         user: User,
@@ -124,26 +132,13 @@ class TestOneProcess:
         route: str,
     ) -> None:
         body = {"title": "A title", "text": "text"}
-        path = f"{API}/{user.username}/post"
-        *posts, deleted = await asyncio.gather(
+        path = f"{API}/{user.username}/moth"
+        *moths, deleted = await asyncio.gather(
             *(client.post(path, json=body, headers=user_headers) for _ in range(20)),
             client.delete(f"{API}/{route}/{user.username}", headers=superuser_headers),
         )
         assert deleted.status_code == 200
-        assert {post.status_code for post in posts} <= {201, 401, 404}
-        assert (await client.get(f"{API}/{user.username}/posts")).status_code == 404
+        assert {moth.status_code for moth in moths} <= {201, 401, 404}
+        assert (await client.get(f"{API}/{user.username}/moths")).status_code == 404
         if route == "db_user":
-            assert await fetch("SELECT id FROM post") == []
-
-    async def test_tier_that_is_deleted_while_a_user_gets_it(
-        self, client: httpx.AsyncClient, user: User, superuser_headers: dict[str, str], fetch: Fetch
-    ) -> None:
-        for _ in range(10):
-            tier = await make_tier()
-            put, deleted = await asyncio.gather(
-                client.patch(f"{API}/user/{user.username}/tier", json={"tier_id": tier.id}, headers=superuser_headers),
-                client.delete(f"{API}/tier/{tier.name}", headers=superuser_headers),
-            )
-            assert (put.status_code, deleted.status_code) in {(200, 409), (404, 200)}
-            (row,) = await fetch('SELECT tier_id FROM "user" WHERE id = $1', user.id)
-            assert (row["tier_id"] == tier.id) is (put.status_code == 200)
+            assert await fetch("SELECT id FROM moth") == []

@@ -10,20 +10,25 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 
 from app.api.dependencies import rate_limiter
-from app.core import logger
 from app.core.config import settings
 from app.core.exceptions import NotFoundError
-from app.main import app as the_app
+from app.core.models import sanitize_path
 from app.models.user import User
-from app.schemas.rate_limit import sanitize_path
-from tests.factories import make_rate_limit, make_tier, make_user
-from tests.fixtures import HeadersFor, LogRecords, RedisRoles, RunServer, open_client
+from tests.factories import make_user
+from tests.fixtures import HeadersFor, RedisRoles, RunServer, open_client
 from tests.integration.own_app import build, count_statuses
+from tests.specimen.main import SPECIMEN
+from tests.specimen.main import app as the_app
 
 pytestmark = pytest.mark.usefixtures("app")
 
-TASK = "/api/v1/tasks/task"
+TASK = "/api/v1/specimen/job"
 DEFAULT = settings.DEFAULT_RATE_LIMIT_LIMIT
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 async def post_task(client: httpx.AsyncClient, headers: dict[str, str] | None = None) -> httpx.Response:
@@ -51,7 +56,7 @@ def fields(response: httpx.Response) -> tuple[str, int, int, int, int]:
 
 class TestAnswers:
     async def test_all_that_pass_and_the_first_that_does_not(self, client: httpx.AsyncClient) -> None:
-        name, period = "api_v1_tasks_task", settings.DEFAULT_RATE_LIMIT_PERIOD
+        name, period = "api_v1_specimen_job", settings.DEFAULT_RATE_LIMIT_PERIOD
         for number in range(DEFAULT):
             response = await post_task(client)
             assert response.status_code == 201
@@ -94,7 +99,7 @@ class TestAnswers:
     async def test_every_key_ends(self, client: httpx.AsyncClient, redis: RedisRoles) -> None:
         await post_task(client)
         (key,) = await redis.rate_limit.keys()
-        assert key == b"rate_limit:api_v1_tasks_task:address:127.0.0.1"
+        assert key == b"rate_limit:api_v1_specimen_job:address:127.0.0.1"
         assert 3590 < await redis.rate_limit.ttl(key) <= 3600
 
 
@@ -163,102 +168,10 @@ class TestSharedLimits:
             assert (await own.get("/two")).status_code == 200
 
     def test_sanitized_path(self) -> None:
-        assert sanitize_path("/api/v1/tasks/task") == sanitize_path("api/v1/tasks/task/") == "api_v1_tasks_task"
+        assert sanitize_path("/api/v1/specimen/job") == sanitize_path("api/v1/specimen/job/") == "api_v1_specimen_job"
 
 
-class TestRules:
-    @pytest.fixture(autouse=True)
-    def _nothing_reported(self) -> None:
-        the_app.state.resources.limiter.reported.clear()
-
-    @pytest.fixture
-    async def limited(self, headers_for: HeadersFor) -> dict[str, str]:
-        """A user whose tier allows three requests to the route that makes tasks."""
-        tier = await make_tier()
-        await make_rate_limit(tier, limit=3, period=60)
-        return await headers_for(await make_user(tier_id=tier.id))
-
-    async def test_rule_of_the_tier(self, client: httpx.AsyncClient, limited: dict[str, str], logs: LogRecords) -> None:
-        response = await post_task(client, limited)
-        assert fields(response)[:4] == ("api_v1_tasks_task", 3, 60, 2)
-        assert await passes(client, limited) == 2
-        assert [record for record in logs.records if record.levelname == "WARNING"] == []
-
-    async def test_rule_for_another_path_is_not_used(
-        self, client: httpx.AsyncClient, headers_for: HeadersFor, logs: LogRecords
-    ) -> None:
-        tier = await make_tier()
-        await make_rate_limit(tier, path="api_v1_users", limit=3)
-        user = await make_user(tier_id=tier.id)
-        response = await post_task(client, await headers_for(user))
-        assert fields(response)[1] == DEFAULT
-        (record,) = logs.named("no rate limit for this tier and path, the default is used")
-        assert record.levelname == "WARNING"
-        named = {name: getattr(record, name) for name in ("user_id", "tier_id", "path", "limit", "period")}
-        assert named == {
-            "user_id": user.id,
-            "tier_id": tier.id,
-            "path": "api_v1_tasks_task",
-            "limit": DEFAULT,
-            "period": settings.DEFAULT_RATE_LIMIT_PERIOD,
-        }
-
-    async def test_user_without_a_tier(
-        self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User, logs: LogRecords
-    ) -> None:
-        assert fields(await post_task(client, await headers_for(user)))[1] == DEFAULT
-        assert len(logs.named("no rate limit for this tier and path, the default is used")) == 1
-        last = [line for line in logger.LOG_FILE.read_text().splitlines() if "WARNING" in line][-1]
-        assert f"the default is used user_id={user.id} tier_id=null" in last
-
-    async def test_log_once_per_route_and_hour(
-        self, client: httpx.AsyncClient, headers_for: HeadersFor, user: User, logs: LogRecords
-    ) -> None:
-        users = [user, await make_user(), await make_user(tier_id=(await make_tier()).id)]
-        router = APIRouter(dependencies=[Depends(rate_limiter)])
-
-        @router.get("/one/{number}")
-        @router.get("/two/{number}")
-        async def limited(number: int) -> None: ...
-
-        application = build(router)
-        headers = [await headers_for(each) for each in users]
-        async with open_client(application) as own:
-
-            async def paths_logged() -> list[str]:
-                before = len(logs.records)
-                for number in range(2):
-                    for each in headers:
-                        for path in ("one", "two"):
-                            assert (await own.get(f"/{path}/{number}", headers=each)).status_code == 200
-                new = [record for record in logs.records[before:] if "the default is used" in record.getMessage()]
-                return [str(vars(record)["path"]) for record in new]
-
-            assert await paths_logged() == ["one_{number}", "two_{number}"]
-            assert await paths_logged() == []
-            application.state.resources.limiter.reported["one_{number}"] -= 3600
-            assert await paths_logged() == ["one_{number}"]
-
-    async def test_rule_that_changes(
-        self, client: httpx.AsyncClient, limited: dict[str, str], superuser_headers: dict[str, str]
-    ) -> None:
-        assert await passes(client, limited) == 3
-        tier = (await client.get("/api/v1/tiers", headers=superuser_headers)).json()["data"][0]["name"]
-        path = f"/api/v1/tier/{tier}/rate_limit/1"
-        for limit, more in ((5, 2), (2, 0), (6, 1)):
-            await client.patch(path, json={"limit": limit}, headers=superuser_headers)
-            assert await passes(client, limited) == more
-        await client.delete(path, headers=superuser_headers)
-        assert await passes(client, limited) == DEFAULT - 6
-
-    async def test_limit_0(self, client: httpx.AsyncClient, headers_for: HeadersFor) -> None:
-        tier = await make_tier()
-        await make_rate_limit(tier, limit=0, period=7)
-        refused = await post_task(client, await headers_for(await make_user(tier_id=tier.id)))
-        assert refused.status_code == 429
-        assert fields(refused) == ("api_v1_tasks_task", 0, 7, 0, 7)
-        assert refused.headers["Retry-After"] == "7"
-
+class TestTokens:
     async def test_token_that_is_not_valid_is_refused_before_it_counts(
         self, client: httpx.AsyncClient, redis: RedisRoles
     ) -> None:
@@ -316,7 +229,7 @@ async def set_time(redis: RedisRoles, index: int, seconds: float) -> None:
 
 class TestSeveralWorkers:
     async def test_exactly_the_limit_of_a_thousand_at_once(self, run_server: RunServer, redis: RedisRoles) -> None:
-        server = await run_server(workers=4, environment={"DEFAULT_RATE_LIMIT_LIMIT": "100"})
+        server = await run_server(app=SPECIMEN, workers=4, environment={"DEFAULT_RATE_LIMIT_LIMIT": "100"})
         counts = await count_statuses(server.port, "POST", f"{TASK}?message=hello", times=1000)
         assert counts == {201: 100, 429: 900}
         assert await redis.queue.zcard("arq:queue") == 100
@@ -325,14 +238,8 @@ class TestSeveralWorkers:
         self, run_server: RunServer, headers_for: HeadersFor, user: User
     ) -> None:
         """More requests than connections wait for each other, and all are counted."""
-        headers = {**await headers_for(user), "X-Request-ID": "mine-1"}
         environment = {"DEFAULT_RATE_LIMIT_LIMIT": "1", "REDIS_RATE_LIMIT_TIMEOUT": "1"}
-        server = await run_server(environment=environment)
+        server = await run_server(app=SPECIMEN, environment=environment)
         counts = await count_statuses(server.port, "POST", f"{TASK}?message=hello", times=500)
         assert counts == {201: 1, 429: 499}
         assert "redis server away" not in server.output
-
-        assert (await post_task(server.client, headers)).status_code == 201
-        (line,) = [line for line in server.output.splitlines() if "the default is used" in line]
-        assert f'user_id={user.id} tier_id=null path="api_v1_tasks_task"' in line
-        assert line.endswith('request_id="mine-1"')

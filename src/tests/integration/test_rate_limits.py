@@ -1,14 +1,31 @@
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import APIRouter, Depends, FastAPI
 
+from app.api.dependencies import rate_limiter
+from app.core import logger
+from app.core.config import settings
+from app.core.database import transaction
+from app.crud.crud_rate_limit import crud_rate_limits
 from app.models.rate_limit import RateLimit
 from app.models.tier import Tier
-from tests.factories import make_rate_limit, make_tier
-from tests.fixtures import Fetch
-from tests.helper import assert_error, assert_unauthorized, is_recent
+from app.models.user import User
+from tests.factories import make_rate_limit, make_tier, make_user
+from tests.fixtures import Fetch, HeadersFor, LogRecords, RunServer, Statements, open_client
+from tests.helper import assert_error, assert_unauthorized, is_recent, own, running, wait_until
+from tests.integration.own_app import build
+from tests.specimen.main import SPECIMEN
 
+WAITING = (
+    "SELECT count(*) AS waiting FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
+NO_USER = "User not found"
 NO_TIER = "Tier not found"
 NO_LIMIT = "Rate limit not found"
 SUPERUSERS_ONLY = "Only superusers are allowed to do this"
@@ -287,3 +304,359 @@ class TestEraseRateLimit:
         response = await client.delete(f"/api/v1/tier/free/rate_limit/{limit.id}", headers=superuser_headers)
         assert_error(response, 404, NO_LIMIT)
         assert len(await fetch("SELECT FROM rate_limit")) == 1
+
+
+class TestRaces:
+    async def test_one_limit_for_a_tier_and_a_path(
+        self, client: httpx.AsyncClient, tier: Tier, superuser_headers: dict[str, str], fetch: Fetch
+    ) -> None:
+        answers = await asyncio.gather(
+            *(
+                client.post(
+                    f"/api/v1/tier/{tier.name}/rate_limit",
+                    json={"name": f"limit{number}", "path": "api/v1/tasks/task", "limit": number, "period": 60},
+                    headers=superuser_headers,
+                )
+                for number in range(20)
+            )
+        )
+        assert sorted(answer.status_code for answer in answers) == [201] + [409] * 19
+        assert len(await fetch("SELECT id FROM rate_limit")) == 1
+
+
+class TestReadUserRateLimits:
+    async def test_anonymous(self, client: httpx.AsyncClient, user: User) -> None:
+        assert_unauthorized(await client.get(f"/api/v1/user/{user.username}/rate_limits"))
+
+    async def test_not_allowed(self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str]) -> None:
+        response = await client.get(f"/api/v1/user/{user.username}/rate_limits", headers=user_headers)
+        assert_error(response, 403, SUPERUSERS_ONLY)
+
+    async def test_not_found(
+        self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str], superuser_headers: dict[str, str]
+    ) -> None:
+        assert_error(await client.get("/api/v1/user/nobody/rate_limits", headers=superuser_headers), 404, NO_USER)
+        await client.delete(f"/api/v1/user/{user.username}", headers=user_headers)
+        response = await client.get(f"/api/v1/user/{user.username}/rate_limits", headers=superuser_headers)
+        assert_error(response, 404, NO_USER)
+
+    async def test_without_tier(self, client: httpx.AsyncClient, user: User, superuser_headers: dict[str, str]) -> None:
+        response = await client.get(f"/api/v1/user/{user.username}/rate_limits", headers=superuser_headers)
+        assert (response.status_code, response.json()) == (200, {**own(user), "tier_rate_limits": []})
+
+    async def test_with_tier(self, client: httpx.AsyncClient, superuser_headers: dict[str, str]) -> None:
+        tier = await make_tier()
+        user = await make_user(tier_id=tier.id)
+        limit = await make_rate_limit(tier, path="api_v1_tasks_task", limit=3, period=60, name="three")
+        await make_rate_limit(await make_tier())
+        response = await client.get(f"/api/v1/user/{user.username}/rate_limits", headers=superuser_headers)
+        assert response.status_code == 200
+        assert response.json() == {
+            **own(user),
+            "tier_rate_limits": [
+                {
+                    "id": limit.id,
+                    "tier_id": tier.id,
+                    "name": "three",
+                    "path": "api_v1_tasks_task",
+                    "limit": 3,
+                    "period": 60,
+                }
+            ],
+        }
+
+
+class TestStatements:
+    @pytest.mark.parametrize("path", ["tier/free/rate_limits", "tier/free/rate_limit/1", "user/{self}/rate_limits"])
+    async def test_read(
+        self,
+        client: httpx.AsyncClient,
+        user: User,
+        tier: Tier,
+        superuser_headers: dict[str, str],
+        statements: Statements,
+        path: str,
+    ) -> None:
+        """One statement reads the caller, one the limit or the page."""
+        for number in range(20):
+            await make_rate_limit(tier, path=f"path{number}")
+        statements.clear()
+        path = f"/api/v1/{path.replace('{self}', user.username)}"
+        assert (await client.get(path, headers=superuser_headers)).status_code == 200
+        statements.assert_only_read(2)
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("POST", "rate_limit", {"path": "api/v1/users", "limit": 5, "period": 60}),
+            ("PATCH", "rate_limit/1", {"limit": 7}),
+            ("DELETE", "rate_limit/1", None),
+        ],
+    )
+    async def test_write(
+        self,
+        client: httpx.AsyncClient,
+        tier: Tier,
+        superuser_headers: dict[str, str],
+        statements: Statements,
+        method: str,
+        path: str,
+        body: Any,
+    ) -> None:
+        await make_rate_limit(tier)
+        statements.clear()
+        response = await client.request(method, f"/api/v1/tier/free/{path}", json=body, headers=superuser_headers)
+        assert response.status_code in {200, 201}, response.text
+        statements.assert_written_in_one_transaction()
+
+    @pytest.mark.parametrize("with_rule", [True, False])
+    async def test_one_statement_reads_caller_and_limit(
+        self,
+        limited_client: httpx.AsyncClient,
+        user: User,
+        tier: Tier,
+        user_headers: dict[str, str],
+        statements: Statements,
+        fetch: Fetch,
+        with_rule: bool,
+    ) -> None:
+        await fetch('UPDATE "user" SET tier_id = $1 WHERE id = $2', tier.id, user.id)
+        if with_rule:
+            await make_rate_limit(tier, path=JOB_PATH, limit=3, period=60)
+        statements.clear()
+        response = await post_job(limited_client, user_headers)
+        assert response.status_code == 201
+        assert fields(response)[1:3] == ((3, 60) if with_rule else (DEFAULT, 3600))
+        statements.assert_only_read(1)
+
+
+RENAME_TIER = "UPDATE tier SET name = 'old' WHERE name = 'free'"
+RENAME_NEXT_TIER = "UPDATE tier SET name = 'free' WHERE name = 'next'"
+DELETE_TIER = "DELETE FROM tier WHERE name = 'free'"
+CHANGE_LIMIT = 'UPDATE rate_limit SET "limit" = 99'
+
+
+@pytest.mark.parametrize("statement", [1, 2])
+class TestReadsWithWritesInBetween:
+    async def test_user_with_rate_limits(
+        self, check_read: Any, superuser_headers: dict[str, str], tier: Tier, fetch: Fetch
+    ) -> None:
+        await make_user(username="alice")
+        await make_rate_limit(tier)
+        await fetch("UPDATE \"user\" SET tier_id = $1 WHERE username = 'alice'", tier.id)
+        leave = "UPDATE \"user\" SET tier_id = NULL WHERE username = 'alice'"
+        await check_read("user/alice/rate_limits", leave, CHANGE_LIMIT, headers=superuser_headers)
+
+    @pytest.mark.parametrize("path", ["rate_limits", "rate_limits?page=2&items_per_page=1", "rate_limit/1"])
+    @pytest.mark.parametrize("writes", [(DELETE_TIER,), (RENAME_TIER, CHANGE_LIMIT), (RENAME_TIER, RENAME_NEXT_TIER)])
+    async def test_rate_limits_of_a_tier(
+        self, check_read: Any, superuser_headers: dict[str, str], tier: Tier, path: str, writes: Sequence[str]
+    ) -> None:
+        for each in (tier, await make_tier("next")):
+            await make_rate_limit(each)
+        await check_read(f"tier/free/{path}", *writes, headers=superuser_headers)
+
+
+@pytest.mark.parametrize("statement", [1, 2, 3])
+class TestWritesWithWritesInBetween:
+    async def test_limit_for_a_tier_that_is_deleted(
+        self, client: httpx.AsyncClient, meanwhile: Any, superuser_headers: dict[str, str], tier: Tier
+    ) -> None:
+        body = {"name": "limit", "path": "api/v1/tasks/task", "limit": 5, "period": 60}
+        request = client.post("/api/v1/tier/free/rate_limit", json=body, headers=superuser_headers)
+        response = await meanwhile(request, DELETE_TIER)
+        if response.status_code != 201:
+            assert_error(response, 404, NO_TIER)
+
+    @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+    async def test_limit_of_a_tier_that_is_renamed(
+        self,
+        client: httpx.AsyncClient,
+        meanwhile: Any,
+        superuser_headers: dict[str, str],
+        tier: Tier,
+        fetch: Fetch,
+        method: str,
+    ) -> None:
+        """The write in between uses the tier's new name, so no change under the old name may come after it."""
+        limits = [99] if method == "PATCH" else []
+        await make_rate_limit(tier)
+        body = {"limit": 7} if method == "PATCH" else None
+        request = client.request(method, "/api/v1/tier/free/rate_limit/1", json=body, headers=superuser_headers)
+        response = await meanwhile(request, RENAME_TIER, CHANGE_LIMIT)
+        found = [row["limit"] for row in await fetch("SELECT * FROM rate_limit")]
+        assert (response.status_code, found) in [(200, limits), (404, [99])]
+
+
+class TestLocks:
+    async def test_tier_keeps_its_name_until_its_limit_is_written(
+        self, client: httpx.AsyncClient, superuser_headers: dict[str, str], tier: Tier, fetch: Fetch
+    ) -> None:
+        await make_rate_limit(tier)
+        path = "/api/v1/tier/free/rate_limit/1"
+
+        async def are_waiting(number: int) -> bool:
+            return bool((await fetch(WAITING))[0]["waiting"] == number)
+
+        async with AsyncExitStack() as stack, transaction() as db:
+            await crud_rate_limits.update(db, {"period": 9}, id=1)
+            change = running(client.patch(path, json={"limit": 7}, headers=superuser_headers))
+            (changed,) = await stack.enter_async_context(change)
+            await wait_until(lambda: are_waiting(1))
+            rename = running(client.patch("/api/v1/tier/free", json={"name": "pro"}, headers=superuser_headers))
+            (renamed,) = await stack.enter_async_context(rename)
+            await wait_until(lambda: are_waiting(2))
+            assert (await client.get("/api/v1/tier/free", headers=superuser_headers)).status_code == 200
+        assert (changed.result().status_code, renamed.result().status_code) == (200, 200)
+        assert changed.result().json()["limit"] == 7
+
+
+# -------- the limiter, on the route of the specimen that it guards --------
+
+JOB = "/api/v1/specimen/job"
+JOB_PATH = "api_v1_specimen_job"
+DEFAULT = settings.DEFAULT_RATE_LIMIT_LIMIT
+
+
+@pytest.fixture
+async def limited_client(specimen: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(specimen) as client:
+        yield client
+
+
+async def post_job(client: httpx.AsyncClient, headers: dict[str, str] | None = None) -> httpx.Response:
+    return await client.post(JOB, params={"message": "hello"}, headers=headers or {})
+
+
+async def passes(client: httpx.AsyncClient, headers: dict[str, str] | None = None) -> int:
+    """Send requests until one is refused; return the number of accepted ones."""
+    count = 0
+    while (response := await post_job(client, headers)).status_code == 201:
+        count += 1
+    assert response.status_code == 429, response.text
+    return count
+
+
+def fields(response: httpx.Response) -> tuple[str, int, int, int, int]:
+    """Return the policy's name, limit and period, the remaining requests, and the seconds until the next one."""
+    policy = re.fullmatch(r'"([^"]+)";q=(\d+);w=(\d+)', response.headers["RateLimit-Policy"])
+    left = re.fullmatch(r'"([^"]+)";r=(\d+);t=(\d+)', response.headers["RateLimit"])
+    assert policy
+    assert left
+    assert policy[1] == left[1]
+    return policy[1], int(policy[2]), int(policy[3]), int(left[2]), int(left[3])
+
+
+class TestRules:
+    @pytest.fixture(autouse=True)
+    def _nothing_reported(self, specimen: FastAPI) -> None:
+        specimen.state.resources.limiter.reported.clear()
+
+    @pytest.fixture
+    async def limited(self, headers_for: HeadersFor) -> dict[str, str]:
+        """A user whose tier allows three requests to the route that makes jobs."""
+        tier = await make_tier()
+        await make_rate_limit(tier, path=JOB_PATH, limit=3, period=60)
+        return await headers_for(await make_user(tier_id=tier.id))
+
+    async def test_rule_of_the_tier(
+        self, limited_client: httpx.AsyncClient, limited: dict[str, str], logs: LogRecords
+    ) -> None:
+        response = await post_job(limited_client, limited)
+        assert fields(response)[:4] == (JOB_PATH, 3, 60, 2)
+        assert await passes(limited_client, limited) == 2
+        assert [record for record in logs.records if record.levelname == "WARNING"] == []
+
+    async def test_rule_for_another_path_is_not_used(
+        self, limited_client: httpx.AsyncClient, headers_for: HeadersFor, logs: LogRecords
+    ) -> None:
+        tier = await make_tier()
+        await make_rate_limit(tier, path="api_v1_users", limit=3)
+        user = await make_user(tier_id=tier.id)
+        response = await post_job(limited_client, await headers_for(user))
+        assert fields(response)[1] == DEFAULT
+        (record,) = logs.named("no rate limit for this tier and path, the default is used")
+        assert record.levelname == "WARNING"
+        named = {name: getattr(record, name) for name in ("user_id", "tier_id", "path", "limit", "period")}
+        assert named == {
+            "user_id": user.id,
+            "tier_id": tier.id,
+            "path": JOB_PATH,
+            "limit": DEFAULT,
+            "period": settings.DEFAULT_RATE_LIMIT_PERIOD,
+        }
+
+    async def test_user_without_a_tier(
+        self, limited_client: httpx.AsyncClient, headers_for: HeadersFor, user: User, logs: LogRecords
+    ) -> None:
+        assert fields(await post_job(limited_client, await headers_for(user)))[1] == DEFAULT
+        assert len(logs.named("no rate limit for this tier and path, the default is used")) == 1
+        last = [line for line in logger.LOG_FILE.read_text().splitlines() if "WARNING" in line][-1]
+        assert f"the default is used user_id={user.id} tier_id=null" in last
+
+    async def test_log_once_per_route_and_hour(self, headers_for: HeadersFor, user: User, logs: LogRecords) -> None:
+        users = [user, await make_user(), await make_user(tier_id=(await make_tier()).id)]
+        router = APIRouter(dependencies=[Depends(rate_limiter)])
+
+        @router.get("/one/{number}")
+        @router.get("/two/{number}")
+        async def limited(number: int) -> None: ...
+
+        application = build(router)
+        headers = [await headers_for(each) for each in users]
+        async with open_client(application) as own:
+
+            async def paths_logged() -> list[str]:
+                before = len(logs.records)
+                for number in range(2):
+                    for each in headers:
+                        for path in ("one", "two"):
+                            assert (await own.get(f"/{path}/{number}", headers=each)).status_code == 200
+                new = [record for record in logs.records[before:] if "the default is used" in record.getMessage()]
+                return [str(vars(record)["path"]) for record in new]
+
+            assert await paths_logged() == ["one_{number}", "two_{number}"]
+            assert await paths_logged() == []
+            application.state.resources.limiter.reported["one_{number}"] -= 3600
+            assert await paths_logged() == ["one_{number}"]
+
+    async def test_rule_that_changes(
+        self, limited_client: httpx.AsyncClient, limited: dict[str, str], superuser_headers: dict[str, str]
+    ) -> None:
+        assert await passes(limited_client, limited) == 3
+        tier = (await limited_client.get("/api/v1/tiers", headers=superuser_headers)).json()["data"][0]["name"]
+        path = f"/api/v1/tier/{tier}/rate_limit/1"
+        for limit, more in ((5, 2), (2, 0), (6, 1)):
+            await limited_client.patch(path, json={"limit": limit}, headers=superuser_headers)
+            assert await passes(limited_client, limited) == more
+        await limited_client.delete(path, headers=superuser_headers)
+        assert await passes(limited_client, limited) == DEFAULT - 6
+
+    async def test_limit_0(self, limited_client: httpx.AsyncClient, headers_for: HeadersFor) -> None:
+        tier = await make_tier()
+        await make_rate_limit(tier, path=JOB_PATH, limit=0, period=7)
+        refused = await post_job(limited_client, await headers_for(await make_user(tier_id=tier.id)))
+        assert refused.status_code == 429
+        assert fields(refused) == (JOB_PATH, 0, 7, 0, 7)
+        assert refused.headers["Retry-After"] == "7"
+
+    async def test_rule_without_a_default(self, headers_for: HeadersFor) -> None:
+        router = APIRouter()
+
+        @router.get("/limited", dependencies=[Depends(rate_limiter)])
+        async def limited() -> None: ...
+
+        tier = await make_tier()
+        await make_rate_limit(tier, path="limited", limit=1)
+        headers = await headers_for(await make_user(tier_id=tier.id))
+        async with open_client(build(router, DEFAULT_RATE_LIMIT_LIMIT=0)) as own:
+            assert [(await own.get("/limited", headers=headers)).status_code for _ in range(2)] == [200, 429]
+            assert (await own.get("/limited")).status_code == 429
+
+    async def test_warning_of_a_process(self, run_server: RunServer, headers_for: HeadersFor, user: User) -> None:
+        server = await run_server(app=SPECIMEN)
+        headers = {**await headers_for(user), "X-Request-ID": "mine-1"}
+        assert (await post_job(server.client, headers)).status_code == 201
+        (line,) = [line for line in server.output.splitlines() if "the default is used" in line]
+        assert f'user_id={user.id} tier_id=null path="{JOB_PATH}"' in line
+        assert line.endswith('request_id="mine-1"')

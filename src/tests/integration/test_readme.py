@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ from tests.repository import TOP, Block, blocks_of, clone_to, section_of
 README = (TOP / "README.md").read_text()
 BLOCKS = blocks_of(README)
 
+SESSIONS = 'signed_in=$(curl -s "$api/login?refresh_in_body=true" \\'
+POSTS = """curl -s $api/$ADMIN_USERNAME/post -H "Authorization: Bearer $token" -H 'Content-Type: application/json' \\"""
+TASK = 'task=$(curl -s -X POST "$api/tasks/task?message=hello" -H "Authorization: Bearer $token" | field id)'
+TIERS = """admin() { curl -s "$@" -H "Authorization: Bearer $token" -H 'Content-Type: application/json'; }"""
+LIMIT = "jane=$(curl -s $api/login -d username=jane --data-urlencode 'password=Pr1de&Prejudice' | field access_token)"
+
 # The check of each block of shell commands, by the block's first line. Add each new block here.
 SHELL = {
     "make run": "TestFirstWalk",
@@ -39,7 +46,9 @@ SHELL = {
     "make install": "TestMake",
     "pip install poetry": "TestPoetry",
     "set -a; . ../.local/servers.env; set +a": "TestFirstWalk",
-    'signed_in=$(curl -s "$api/login?refresh_in_body=true" \\': "TestFirstWalk",
+    POSTS: "TestFirstWalk",
+    TASK: "TestFirstWalk",
+    SESSIONS: "TestFirstWalk",
     "docker compose up": "TestDocker",
     "docker run -d -p 5432:5432 --name postgres -e POSTGRES_USER=postgres -e POSTGRES_PASSWORD=postgres postgres": (
         "TestDocker"
@@ -50,12 +59,8 @@ SHELL = {
     "docker compose run --rm create_superuser": "TestDocker",
     'alembic revision --autogenerate -m "what changes"': "TestFromScratch",
     'alembic revision --autogenerate -m "add books"': "TestExtending",
-    """admin() { curl -s "$@" -H "Authorization: Bearer $token" -H 'Content-Type: application/json'; }""": (
-        "TestFirstWalk"
-    ),
-    "jane=$(curl -s $api/login -d username=jane --data-urlencode 'password=Pr1de&Prejudice' | field access_token)": (
-        "TestFirstWalk"
-    ),
+    TIERS: "TestFirstWalk",
+    LIMIT: "TestFirstWalk",
     "gunicorn app.main:app -w 4 -k uvicorn.workers.UvicornWorker -b 0.0.0.0:8000": "TestFromScratch",
     "python -m pytest": "TestMake",
     "docker compose run --rm pytest": "TestDocker",
@@ -87,6 +92,13 @@ except urllib.error.HTTPError as error:
 with open(options.o or sys.stdout.fileno(), "wb", closefd=bool(options.o)) as output:
     output.write(response.read())
 print(options.w.replace("%{http_code}", str(response.status)).replace("\\\\n", "\\n"), end="")
+"""
+
+# Notes its arguments; three of the checks fail.
+PYTHON_THAT_FAILS = """\
+#!/bin/sh
+echo "$@" >> calls
+case "$*" in *'ruff check'*|*'-m mypy'*|*'-m pytest'*) exit 1 ;; esac
 """
 
 
@@ -178,22 +190,57 @@ class TestFirstWalk:
     def _walk(self, clone: Path, reader: Shell, port: int) -> None:
         blocks = [shell(first_line) for first_line, test in SHELL.items() if test == "TestFirstWalk"]
         typed = [block for block in blocks if "curl" in block]
-        script = "\n".join(typed).replace(f"{HOST}:8000", f"{HOST}:{port}")
-        assert "sleep 7" in script
-        answers = read_answers(reader(script, clone))
-        post, page, result, sessions, signed_out, tier, limit, limits, jane, promoted, *statuses = answers
-        assert (post["title"], post["text"]) == ("Hello", "My first post")
-        assert page["data"] == [post]
-        assert result == "Task hello is complete!"
-        assert "prints `Task hello is complete!`" in README
-        assert [session["is_current"] for session in sessions["data"]] == [False, True]
-        assert signed_out == 401
-        assert tier["name"] == "pro"
-        assert limit["path"] == "api_v1_tasks_task"
-        assert limit["name"] == "api_v1_tasks_task:5:3600"
-        assert limits["data"] == [limit]
-        assert promoted == {**jane, "tier_id": tier["id"]}
-        assert statuses == [201] * 5 + [429]
+        script = "".join(f"{block}\necho {END}\n" for block in typed).replace(f"{HOST}:8000", f"{HOST}:{port}")
+        printed = reader(script, clone).split(END)
+        answers = {block.partition("\n")[0]: read_answers(text) for block, text in zip(typed, printed, strict=False)}
+        assert answers.keys() == WALK.keys()
+        for first_line, check in WALK.items():
+            check(*answers[first_line])
+
+
+END = "=== end of block ==="
+
+
+def check_sign_in(me: Any) -> None:
+    assert me["is_superuser"] is True
+
+
+def check_posts(post: Any, page: Any) -> None:
+    assert (post["title"], post["text"]) == ("Hello", "My first post")
+    assert page["data"] == [post]
+
+
+def check_task(result: Any) -> None:
+    assert result == "Task hello is complete!"
+    assert "prints `Task hello is complete!`" in README
+
+
+def check_sessions(sessions: Any, signed_out: Any) -> None:
+    assert [session["is_current"] for session in sessions["data"]] == [False, True]
+    assert signed_out == 401
+
+
+def check_tiers(tier: Any, limit: Any, limits: Any, jane: Any, promoted: Any) -> None:
+    assert tier["name"] == "pro"
+    assert limit["path"] == "api_v1_tasks_task"
+    assert limit["name"] == "api_v1_tasks_task:5:3600"
+    assert limits["data"] == [limit]
+    assert promoted == {**jane, "tier_id": tier["id"]}
+
+
+def check_limit(*statuses: Any) -> None:
+    assert [*statuses] == [201] * 5 + [429]
+
+
+# The check of each block of the walk, by the block's first line.
+WALK: dict[str, Callable[..., None]] = {
+    ". src/.env": check_sign_in,
+    POSTS: check_posts,
+    TASK: check_task,
+    SESSIONS: check_sessions,
+    TIERS: check_tiers,
+    LIMIT: check_limit,
+}
 
 
 def read_answers(text: str) -> list[Any]:
@@ -229,6 +276,21 @@ class TestMake:
         assert re.search(r"scripts\.dev --port 8001\b", commands("run", "PORT=8001", "-o.venv/installed"))
         (clone / ".venv").unlink()
         assert "python3.13 -m venv" in commands("run", "PYTHON=python3.13")
+
+    def test_check_goes_on_after_a_failure_and_lists_all_at_the_end(self, clone: Path) -> None:
+        (clone / ".venv").unlink()
+        python = clone / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(PYTHON_THAT_FAILS)
+        python.chmod(0o755)
+        (clone / ".venv" / "installed").touch()
+        done = subprocess.run(["make", "check"], cwd=clone, capture_output=True, text=True, check=False)  # noqa: S607
+        assert done.returncode == 2, done.stderr
+        assert "make check failed in: style types test\n" in done.stderr
+        calls = (clone / "src" / "calls").read_text()
+        assert re.findall(r"^-m (?:ruff )?(\w+)", calls, re.MULTILINE) == [
+            *("format", "check", "mypy", "uv", "uv", "scripts", "scripts", "scripts", "pytest", "soak")
+        ]
 
     def test_help_lists_the_targets_of_the_readme(self, clone: Path, reader: Shell) -> None:
         printed = reader("make help", clone)
@@ -339,7 +401,7 @@ class TestExtending:
         server = await run_server(cwd=src, environment=environment)
         worker = await run_worker(cwd=src, environment=environment)
         await self._use_cache(server.client, headers, redis)
-        await self._use_queue(server.client, worker)
+        await self._use_queue(server.client, worker, redis)
 
         for block in filter(has_file, blocks_of(section_of(README, "## 7. Testing"))):
             type_in(block, clone)
@@ -419,17 +481,17 @@ class TestExtending:
         await client.delete(url, headers=headers)
         assert await stored() == set()
 
-    async def _use_queue(self, client: httpx.AsyncClient, worker: Program) -> None:
+    async def _use_queue(self, client: httpx.AsyncClient, worker: Program, redis: RedisRoles) -> None:
         queued = await client.post("/api/v1/books/count")
         assert queued.status_code == 201
         assert queued.headers["RateLimit"].startswith('"api_v1_books_count";r=9;')
-        url = f"/api/v1/tasks/task/{queued.json()['id']}"
+        key = f"arq:result:{queued.json()['id']}"
 
         async def is_complete() -> bool:
-            return bool((await client.get(url)).json()["status"] == "complete")
+            return bool(await redis.queue.exists(key))
 
         await worker.wait_until(is_complete, "the job was not run")
-        assert (await client.get(url)).json()["result"] == 1
+        assert json.loads(await redis.queue.get(key) or b"")["r"] == 1
 
 
 def has_file(block: Block) -> bool:

@@ -14,7 +14,9 @@ from dotenv import dotenv_values
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
+from app.core import exceptions
 from app.core.config import DEFAULT_ADMIN_PASSWORD, Settings
+from app.core.database import Base
 from app.schemas.user import RESERVED_USERNAMES
 from tests.environment import PEOPLE, SETTINGS, SRC
 from tests.repository import TOP, project_files, section_of
@@ -36,6 +38,8 @@ DOCUMENTED = {
     *("DEFAULT_RATE_LIMIT_LIMIT", "DEFAULT_RATE_LIMIT_PERIOD", "TEST_NAME", "TEST_EMAIL", "TEST_USERNAME"),
     *("TEST_PASSWORD", "ENVIRONMENT"),
 }
+# The scripts that run once, by the service of Docker Compose.
+SCRIPTS = {file.stem.replace("first_", ""): file.stem for file in sorted((SRC / "scripts").glob("create_first_*.py"))}
 
 
 @pytest.fixture(scope="session")
@@ -77,13 +81,40 @@ class TestFiles:
         folders: list[str] = []
         for line in re.findall(r"^[│├└─ ]*[├└]── .*$", tree, re.MULTILINE):
             depth, rest = line.index("── ") // 4, line.split("── ")[1]
-            name, _, comment = rest.partition("#")
-            folders[depth:] = [name.strip()]
+            folders[depth:] = [rest.partition("#")[0].strip()]
             path = TOP.joinpath(*folders)
-            assert path.exists(), line
-            if name.strip() == "v1":
-                modules = {file.stem for file in path.glob("*.py")} - {"__init__"}
-                assert set(re.findall(r"\w+", comment)) == modules
+            where = f"README.md:{README[: README.index(line)].count(chr(10)) + 1}"
+            assert path.exists(), f"{path.relative_to(TOP)} is gone: remove {where}"
+
+    def test_tables_in_the_readme_are_the_real_ones(self) -> None:
+        above, sketch = README.split("\n### 5.2 Database model\n")[0], section_of(README, "### 5.2 Database model")
+        drawing = sketch.partition("```text\n")[2].partition("```")[0]
+        where = f"README.md:{(above + sketch.partition('```text')[0]).count(chr(10)) + 3}"
+        missing = Base.metadata.tables.keys() - set(re.findall(r"\w+", sketch))
+        added = "".join(f"    {name}\n" for name in sorted(missing))
+        assert not missing, f"draw these tables, too, at {where}\n{added}"
+        drawn = set(re.findall(r"(?:^|[<─] ?)([a-z_]+)(?= |$)", drawing, re.MULTILINE))
+        gone = drawn - Base.metadata.tables.keys()
+        assert not gone, f"remove from the sketch at {where}: {', '.join(sorted(gone))}"
+
+    def test_errors_in_their_list_are_the_real_ones(self) -> None:
+        """The list at the beginning of `app/core/exceptions.py` has each class of the module, below its base."""
+        bases: list[str] = []
+        listed = {}
+        for line in (exceptions.__doc__ or "").splitlines():
+            if found := re.match(r"([│├└─ ]*)(\w+Error)\b", line):
+                depth = len(found[1]) // 4
+                bases[depth:] = [found[2]]
+                listed[found[2]] = bases[depth - 1] if depth else None
+        classes = {
+            name: each.__mro__[1].__name__ if each.__mro__[1].__module__ == exceptions.__name__ else None
+            for name, each in vars(exceptions).items()
+            if isinstance(each, type) and each.__module__ == exceptions.__name__
+        }
+        for name in classes.keys() | listed.keys():
+            assert name in classes, f"{name} is gone: remove it from the list at src/app/core/exceptions.py:3"
+            place = f"below {classes[name]} in" if classes[name] else "to"
+            assert listed.get(name, "") == classes[name], f"add {name} {place} the list at src/app/core/exceptions.py:3"
 
 
 class TestLocks:
@@ -154,17 +185,16 @@ class TestWorkflows:
 class TestCompose:
     def test_services_and_profiles(self, compose: dict[str, Any]) -> None:
         services = compose["services"]
-        assert services.keys() == {"web", "worker", "db", "redis", "create_superuser", "create_tier", "pytest"}
+        assert services.keys() == {"web", "worker", "db", "redis", "pytest", *SCRIPTS}
         behind_a_profile = {name for name, service in services.items() if service.get("profiles")}
-        assert behind_a_profile == {"create_superuser", "create_tier", "pytest"}
+        assert behind_a_profile == {"pytest", *SCRIPTS}
 
     @pytest.mark.parametrize(
         ("service", "command"),
         [
             ("web", "uvicorn app.main:app --host 0.0.0.0 --port 8000 --reload"),
             ("worker", "arq app.worker.WorkerSettings"),
-            ("create_superuser", "python -m src.scripts.create_first_superuser"),
-            ("create_tier", "python -m src.scripts.create_first_tier"),
+            *((name, f"python -m src.scripts.{module}") for name, module in SCRIPTS.items()),
             ("pytest", "python -m pytest"),
         ],
     )
@@ -176,13 +206,13 @@ class TestCompose:
         assert f"# command: {command}\n" in (TOP / "docker-compose.yml").read_text()
         assert json.dumps(command.split()) in (TOP / "Dockerfile").read_text()
 
-    @pytest.mark.parametrize("service", ["web", "worker", "create_superuser", "create_tier", "db"])
+    @pytest.mark.parametrize("service", ["web", "worker", "db", *SCRIPTS])
     def test_src_env_is_read_where_it_exists(self, compose: dict[str, Any], service: str) -> None:
         files = compose["services"][service]["env_file"]
         assert {"path": "./src/.env", "required": False} in files
         assert all((TOP / file["path"]).is_file() for file in files if file["required"])
 
-    @pytest.mark.parametrize("service", ["web", "worker", "create_superuser", "create_tier"])
+    @pytest.mark.parametrize("service", ["web", "worker", *SCRIPTS])
     def test_addresses_of_servers_are_those_of_the_services(self, compose: dict[str, Any], service: str) -> None:
         environment = compose["services"][service]["environment"]
         assert environment["POSTGRES_SERVER"] == "db"
@@ -340,4 +370,9 @@ class TestUsernames:
         words = {word.partition(".")[0] for word in first if not word.startswith("{")} | {"me"}
         assert {"user", "tasks", "docs", "health"} <= words
         possible = {word for word in words if re.fullmatch(r"[a-z0-9]{2,20}", word)}
-        assert possible <= RESERVED_USERNAMES
+        missing = ", ".join(f'"{word}"' for word in sorted(possible - RESERVED_USERNAMES))
+        lines = (SRC / "app" / "schemas" / "user.py").read_text().splitlines()
+        line = next(number for number, text in enumerate(lines, 1) if text.startswith("RESERVED_USERNAMES"))
+        assert not missing, (
+            f"a user with this name would hide a route: add at src/app/schemas/user.py:{line + 1}\n    {missing},\n"
+        )

@@ -12,19 +12,21 @@ from typing import Any, Literal, TypeAlias
 import asyncpg
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from app.core.config import settings
 from app.core.database import Base, Database, default_engines, transaction
 from app.core.models import now
-from app.crud.crud_posts import crud_posts
 from app.crud.crud_users import crud_users
 from app.models.row_count import Counted
 from app.models.user import User
 from app.schemas.user import UserCreateInternal
 from tests.environment import connected
-from tests.factories import make_post, make_user
+from tests.factories import make_user
 from tests.fixtures import Fetch, own_database
 from tests.helper import running
+from tests.specimen.crud import crud_moths
+from tests.specimen.factories import make_moth
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
@@ -36,7 +38,7 @@ SELECT * FROM (
 FULL JOIN (
   SELECT 'user' AS relation, 0::bigint AS owner, count(*) AS rows FROM "user" WHERE NOT is_deleted HAVING count(*) > 0
   UNION ALL
-  SELECT 'post', created_by_user_id, count(*) FROM post WHERE NOT is_deleted GROUP BY created_by_user_id
+  SELECT 'moth', created_by_user_id, count(*) FROM moth WHERE NOT is_deleted GROUP BY created_by_user_id
 ) AS counted USING (relation, owner, rows)
 WHERE kept.relation IS NULL OR counted.relation IS NULL
 """
@@ -45,25 +47,25 @@ INSERT INTO "user" (name, username, email, hashed_password, is_superuser, uuid, 
 SELECT 'Some User', left(md5(random()::text), 20), md5(random()::text), 'x', false, gen_random_uuid(), now(), n % 3 = 2
 FROM generate_series(1, $1::int) n
 """
-NEW_POSTS = """
-INSERT INTO post (created_by_user_id, title, text, uuid, created_at, is_deleted)
+NEW_MOTHS = """
+INSERT INTO moth (created_by_user_id, title, text, uuid, created_at, is_deleted)
 SELECT id, 'A title', 'Some text.', gen_random_uuid(), now(), n % 5 = 4
 FROM (SELECT id FROM "user" ORDER BY random() LIMIT 3) u, generate_series(1, $1::int) n
 """
 # $1: a small number.
 WRITES = [
     NEW_USERS,
-    NEW_POSTS,
-    NEW_POSTS,
-    "UPDATE post SET is_deleted = true, deleted_at = now() WHERE id IN (ANY_POSTS)",
-    "UPDATE post SET is_deleted = NOT is_deleted WHERE id IN (ANY_POSTS)",
-    "UPDATE post SET title = 'New', is_deleted = is_deleted WHERE id IN (ANY_POSTS)",
-    'UPDATE post SET created_by_user_id = (SELECT min(id) FROM "user") WHERE id IN (ANY_POSTS)',
-    "DELETE FROM post WHERE id IN (ANY_POSTS)",
+    NEW_MOTHS,
+    NEW_MOTHS,
+    "UPDATE moth SET is_deleted = true, deleted_at = now() WHERE id IN (ANY_MOTHS)",
+    "UPDATE moth SET is_deleted = NOT is_deleted WHERE id IN (ANY_MOTHS)",
+    "UPDATE moth SET title = 'New', is_deleted = is_deleted WHERE id IN (ANY_MOTHS)",
+    'UPDATE moth SET created_by_user_id = (SELECT min(id) FROM "user") WHERE id IN (ANY_MOTHS)',
+    "DELETE FROM moth WHERE id IN (ANY_MOTHS)",
     'UPDATE "user" SET is_deleted = NOT is_deleted WHERE id IN (SELECT id FROM "user" ORDER BY random() LIMIT $1)',
     'DELETE FROM "user" WHERE id IN (SELECT id FROM "user" ORDER BY random() LIMIT $1 / 2)',
 ]
-WRITES = [write.replace("ANY_POSTS", "SELECT id FROM post ORDER BY random() LIMIT $1") for write in WRITES]
+WRITES = [write.replace("ANY_MOTHS", "SELECT id FROM moth ORDER BY random() LIMIT $1") for write in WRITES]
 # Errors of concurrent writers that the tables cause without the counts.
 EXPECTED = (
     asyncpg.DeadlockDetectedError,
@@ -76,6 +78,11 @@ EXPECTED = (
 
 Isolation: TypeAlias = Literal["read_committed", "repeatable_read"]
 ISOLATIONS: list[Isolation] = ["read_committed", "read_committed", "repeatable_read"]
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 class GivenUpError(Exception):
@@ -134,19 +141,19 @@ class TestExact:
                 await asyncio.sleep(0.01)
         assert sum([await writer for writer in writers]) > 100
         assert await fetch(DIFFERENCES) == []
-        assert len(await fetch("SELECT FROM post WHERE NOT is_deleted LIMIT 10")) == 10
+        assert len(await fetch("SELECT FROM moth WHERE NOT is_deleted LIMIT 10")) == 10
 
     async def test_really_deleted_users_leave_nothing(self, fetch: Fetch) -> None:
         for user in [await make_user() for _ in range(3)]:
             for _ in range(2):
-                await make_post(user)
+                await make_moth(user)
         assert len(await fetch("SELECT FROM row_count")) == 4
         await fetch('DELETE FROM "user"')
         assert await fetch("SELECT FROM row_count") == []
 
     async def test_emptied_tables(self, user: User, fetch: Fetch) -> None:
-        await make_post(user)
-        await fetch("TRUNCATE post")
+        await make_moth(user)
+        await fetch("TRUNCATE moth")
         assert await fetch("SELECT relation, owner, rows FROM row_count") == [
             {"relation": "user", "owner": 0, "rows": 1}
         ]
@@ -157,12 +164,12 @@ class TestExact:
         async with transaction() as db:
             connection = await db.connection()
             for _ in range(500):
-                await connection.exec_driver_sql(NEW_POSTS.replace("$1::int", "1"))
-            await connection.exec_driver_sql(NEW_POSTS.replace("$1::int", "16000"))
-        assert await crud_posts.count(default_engines.reader, created_by_user_id=user.id, is_deleted=False) == 13_300
+                await connection.exec_driver_sql(NEW_MOTHS.replace("$1::int", "1"))
+            await connection.exec_driver_sql(NEW_MOTHS.replace("$1::int", "16000"))
+        assert await crud_moths.count(default_engines.reader, created_by_user_id=user.id, is_deleted=False) == 13_300
         async with transaction() as db:
-            assert await crud_posts.delete(db, created_by_user_id=user.id) == 13_300
-        assert await crud_posts.count(default_engines.reader, created_by_user_id=user.id, is_deleted=False) == 0
+            assert await crud_moths.delete(db, created_by_user_id=user.id) == 13_300
+        assert await crud_moths.count(default_engines.reader, created_by_user_id=user.id, is_deleted=False) == 0
         assert await fetch(DIFFERENCES) == []
 
     @pytest.mark.parametrize("owners", [1, 2, 30])
@@ -173,14 +180,14 @@ class TestExact:
         for _ in range(owners):
             await make_user()
         await fetch(
-            "INSERT INTO post (created_by_user_id, title, text, uuid, created_at, is_deleted) "
+            "INSERT INTO moth (created_by_user_id, title, text, uuid, created_at, is_deleted) "
             "SELECT id, 'A title', 'Some text.', gen_random_uuid(), now(), false "
             'FROM "user", generate_series(1, 100) n ORDER BY n, id'
         )
         await fetch("VACUUM row_count")  # the planner prefers to read a table whole that it knows to be small
         connection, *_ = connections  # a new session, because statistics of a used one lag by up to a second
         async with connection.transaction():
-            await connection.execute("UPDATE post SET is_deleted = true")
+            await connection.execute("UPDATE moth SET is_deleted = true")
             scans = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'row_count'"
             [(whole, by_key)] = await connection.fetch(scans)
             assert whole == 0
@@ -196,34 +203,34 @@ class TestExact:
         for _ in range(2):
             for _ in range(3):
                 await connection.execute(
-                    "INSERT INTO public.post (created_by_user_id, title, text, uuid, created_at, is_deleted) "
+                    "INSERT INTO public.moth (created_by_user_id, title, text, uuid, created_at, is_deleted) "
                     "VALUES ($1, 'A title', 'Some text.', gen_random_uuid(), now(), false)",
                     user.id,
                 )
-            await connection.execute("UPDATE public.post SET is_deleted = true WHERE id % 3 = 1")
-            await connection.execute("DELETE FROM public.post WHERE id % 3 = 2")
+            await connection.execute("UPDATE public.moth SET is_deleted = true WHERE id % 3 = 1")
+            await connection.execute("DELETE FROM public.moth WHERE id % 3 = 2")
             assert await fetch(DIFFERENCES) == []
-            await connection.execute("SELECT public.keep_row_count('post', 'created_by_user_id')")
-        assert await crud_posts.count(default_engines.reader, created_by_user_id=user.id, is_deleted=False) == 2
-        await connection.execute("TRUNCATE public.post")
+            await connection.execute("SELECT public.keep_row_count('moth', 'created_by_user_id')")
+        assert await crud_moths.count(default_engines.reader, created_by_user_id=user.id, is_deleted=False) == 2
+        await connection.execute("TRUNCATE public.moth")
         assert await fetch(DIFFERENCES) == []
 
 
 class TestConcurrency:
     async def test_nobody_waits_for_a_writer(self, user: User, connections: list[Connection], fetch: Fetch) -> None:
-        """Each open transaction writes users and posts of the same user, and marks one post as deleted."""
-        posts = [(await make_post(user)).id for _ in connections]
+        """Each open transaction writes users and moths of the same user, and marks one moth as deleted."""
+        moths = [(await make_moth(user)).id for _ in connections]
         opened = [connection.transaction() for connection in connections]
         async with asyncio.timeout(5):
-            for connection, begun, post in zip(connections, opened, posts, strict=True):
+            for connection, begun, moth in zip(connections, opened, moths, strict=True):
                 await begun.start()
                 await connection.execute(NEW_USERS, 1)
                 await connection.execute(
-                    "INSERT INTO post (created_by_user_id, title, text, uuid, created_at, is_deleted) "
+                    "INSERT INTO moth (created_by_user_id, title, text, uuid, created_at, is_deleted) "
                     "VALUES ($1, 'A title', 'Some text.', gen_random_uuid(), now(), false)",
                     user.id,
                 )
-                await connection.execute("UPDATE post SET is_deleted = true WHERE id = $1", post)
+                await connection.execute("UPDATE moth SET is_deleted = true WHERE id = $1", moth)
             assert await crud_users.count(default_engines.reader, is_deleted=False) == 1
             for begun in opened:
                 await begun.commit()
@@ -267,28 +274,28 @@ class TestUse:
 
     async def test_only_for_counted_rows(self, reading: Database, user: User, fetch: Fetch) -> None:
         """Set a wrong count to see which queries use it."""
-        await make_post(user)
+        await make_moth(user)
         await fetch("UPDATE row_count SET rows = 1000")
         own: dict[str, Any] = {"created_by_user_id": user.id, "is_deleted": False}
         kept: list[Awaitable[int]] = [
             crud_users.count(reading, is_deleted=False),
-            crud_posts.count(reading, **own),
-            crud_posts.count(reading, **dict(reversed(own.items()))),
+            crud_moths.count(reading, **own),
+            crud_moths.count(reading, **dict(reversed(own.items()))),
         ]
         assert [await count for count in kept] == [1000] * 3
         counted: list[Awaitable[int]] = [
             crud_users.count(reading),
             crud_users.count(reading, id=user.id, is_deleted=False),
-            crud_posts.count(reading, is_deleted=False),
-            crud_posts.count(reading, created_by_user_id=user.id),
+            crud_moths.count(reading, is_deleted=False),
+            crud_moths.count(reading, created_by_user_id=user.id),
         ]
         assert [await count for count in counted] == [1] * 4
         assert await crud_users.count(reading, is_deleted=True) == 0
-        assert await crud_posts.count(reading, **{**own, "created_by_user_id": user.id + 1}) == 0
+        assert await crud_moths.count(reading, **{**own, "created_by_user_id": user.id + 1}) == 0
         for found in (
             await crud_users.get_multi(reading, is_deleted=False),
             await crud_users.get_multi(reading, after=user.id, is_deleted=False),
-            await crud_posts.get_multi(reading, **own),
+            await crud_moths.get_multi(reading, **own),
         ):
             assert found["total_count"] == 1000
 
@@ -307,7 +314,7 @@ class TestUse:
         path = f"/api/v1/{user.username}"
 
         async def totals() -> tuple[int, int]:
-            pages = [(await client.get(each)).json() for each in ("/api/v1/users", f"{path}/posts")]
+            pages = [(await client.get(each)).json() for each in ("/api/v1/users", f"{path}/moths")]
             return pages[0]["total_count"], pages[1]["total_count"]
 
         assert await totals() == (1, 0)
@@ -319,10 +326,10 @@ class TestUse:
                 "password": "Str1ngst!",
             }
             assert (await client.post("/api/v1/user", json=body)).status_code == 201
-            post = {"title": "A title", "text": "Some text."}
-            assert (await client.post(f"{path}/post", json=post, headers=user_headers)).status_code == 201
+            moth = {"title": "A title", "text": "Some text."}
+            assert (await client.post(f"{path}/moth", json=moth, headers=user_headers)).status_code == 201
             assert await totals() == (1 + number, number)
-        assert (await client.delete(f"{path}/post/1", headers=user_headers)).status_code == 200
+        assert (await client.delete(f"{path}/moth/1", headers=user_headers)).status_code == 200
         assert await totals() == (4, 2)
         deleted = await client.request("DELETE", f"/api/v1/user/{user.username}", headers=user_headers)
         assert deleted.status_code == 200
@@ -337,9 +344,9 @@ class TestKeepRowCount:
         assert len(triggers) == 4 * len(mappers)
 
     async def test_counts_anew(self, user: User, fetch: Fetch) -> None:
-        await make_post(user)
+        await make_moth(user)
         await fetch("UPDATE row_count SET rows = 7")
-        await fetch("SELECT keep_row_count('user'), keep_row_count('post', 'created_by_user_id')")
+        await fetch("SELECT keep_row_count('user'), keep_row_count('moth', 'created_by_user_id')")
         assert await fetch(DIFFERENCES) == []
 
     @pytest.mark.parametrize("soft", [True, False])
@@ -412,13 +419,13 @@ class TestRestore:
         async with first.transaction(), second.transaction(), third.transaction():
             for connection in (first, second, third):
                 await connection.execute(NEW_USERS, 2)
-                await connection.execute(NEW_POSTS, 10)
+                await connection.execute(NEW_MOTHS, 10)
         await first.execute('DELETE FROM "user" WHERE id = 2')
         return settings.POSTGRES_DB
 
     @pytest.fixture
-    async def target(self, database: str) -> AsyncIterator[Connection]:
-        async with connected(database) as connection:
+    async def target(self, specimen_database: str) -> AsyncIterator[Connection]:
+        async with connected(specimen_database) as connection:
             yield connection
 
     async def assert_exact(self, target: Connection, source: Fetch, others: int = 0) -> None:
@@ -430,7 +437,7 @@ class TestRestore:
             assert kept == living["count"] + others
             others += 1
             await target.execute(NEW_USERS, 1)
-            await target.execute(NEW_POSTS, 10)
+            await target.execute(NEW_MOTHS, 10)
 
     @pytest.mark.parametrize(
         "options", [[], ["--single-transaction"], ["--disable-triggers"], ["--disable-triggers", "--jobs=4"]]
@@ -439,7 +446,7 @@ class TestRestore:
     async def test_data_only(
         self,
         source: str,
-        database: str,
+        specimen_database: str,
         target: Connection,
         fetch: Fetch,
         tmp_path: Path,
@@ -449,30 +456,30 @@ class TestRestore:
         dump = str(tmp_path / "dump")
         only_data = ["--data-only", "--exclude-table=alembic_version"]
         await run_client("pg_dump", "--format=custom", *only_data, *dump_options, f"--file={dump}", source)
-        await run_client("pg_restore", "--data-only", *options, f"--dbname={database}", dump)
+        await run_client("pg_restore", "--data-only", *options, f"--dbname={specimen_database}", dump)
         await self.assert_exact(target, fetch)
 
     async def test_data_only_with_the_counts_first(
-        self, source: str, database: str, target: Connection, fetch: Fetch, tmp_path: Path
+        self, source: str, specimen_database: str, target: Connection, fetch: Fetch, tmp_path: Path
     ) -> None:
         """Restore in an order that a list for `pg_restore --use-list` may have."""
-        for tables in (["row_count"], ["tier", "user"], ["post"]):
+        for tables in (["row_count"], ["drawer", "user"], ["moth"]):
             dump = str(tmp_path / tables[0])
             chosen = [f"--table={table}" for table in tables]
             await run_client("pg_dump", "--format=custom", "--data-only", *chosen, f"--file={dump}", source)
-            await run_client("pg_restore", "--data-only", f"--dbname={database}", dump)
+            await run_client("pg_restore", "--data-only", f"--dbname={specimen_database}", dump)
         await self.assert_exact(target, fetch)
 
     async def test_data_only_beside_other_rows(
-        self, source: str, database: str, target: Connection, fetch: Fetch, tmp_path: Path
+        self, source: str, specimen_database: str, target: Connection, fetch: Fetch, tmp_path: Path
     ) -> None:
-        await target.execute("SELECT setval('user_id_seq', 1000), setval('post_id_seq', 1000)")
+        await target.execute("SELECT setval('user_id_seq', 1000), setval('moth_id_seq', 1000)")
         for _ in range(3):
             await target.execute(NEW_USERS, 1)
         dump = str(tmp_path / "dump")
         only_data = ["--data-only", "--exclude-table=alembic_version"]
         await run_client("pg_dump", "--format=custom", *only_data, f"--file={dump}", source)
-        await run_client("pg_restore", "--data-only", f"--dbname={database}", dump)
+        await run_client("pg_restore", "--data-only", f"--dbname={specimen_database}", dump)
         await self.assert_exact(target, fetch, 3)
 
     async def test_whole_database(self, source: str, fetch: Fetch, tmp_path: Path) -> None:

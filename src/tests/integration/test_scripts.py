@@ -10,11 +10,10 @@ from pydantic import SecretStr
 from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, settings
 from app.models.user import User
 from scripts.create_first_superuser import create_first_superuser
-from scripts.create_first_tier import create_first_tier
 from scripts.runner import ScriptError
 from scripts.servers import free_port
 from tests.environment import connected
-from tests.factories import ADMIN_PASSWORD, hasher, make_admin, make_tier, make_user
+from tests.factories import ADMIN_PASSWORD, hasher, make_admin, make_user
 from tests.fixtures import Fetch, HeadersFor, RunProgram
 from tests.helper import is_recent
 
@@ -41,23 +40,13 @@ class TestCommands:
         form = {"username": settings.ADMIN_USERNAME, "password": ADMIN_PASSWORD}
         assert (await client.post("/api/v1/login", data=form)).status_code == 200
 
-    async def test_tier(self, run_program: RunProgram, fetch: Fetch) -> None:
-        await make_tier(settings.TIER_NAME)
-        assert await result(run_program, TIER) == (0, f"Tier {settings.TIER_NAME} is already there.\n")
-        assert await fetch("SELECT name FROM tier") == [{"name": settings.TIER_NAME}]
-
-    async def test_both_at_once_on_a_database_without_tables(
-        self, run_program: RunProgram, empty_database: str
-    ) -> None:
+    async def test_two_at_once_on_a_database_without_tables(self, run_program: RunProgram, empty_database: str) -> None:
         environment = {"POSTGRES_DB": empty_database}
-        superuser, tier = await asyncio.gather(
-            result(run_program, SUPERUSER, environment), result(run_program, TIER, environment)
-        )
-        assert superuser == (0, f"{CREATED}\n")
-        assert tier == (0, f"Tier {settings.TIER_NAME} created.\n")
+        results = await asyncio.gather(*(result(run_program, SUPERUSER, environment) for _ in range(2)))
+        assert [status for status, _ in results] == [0, 0]
+        assert (0, f"{CREATED}\n") in results
         async with connected(empty_database) as connection:
             assert await connection.fetchval('SELECT username FROM "user"') == settings.ADMIN_USERNAME
-            assert await connection.fetchval("SELECT name FROM tier") == settings.TIER_NAME
 
     async def test_two_at_once(self, run_program: RunProgram, fetch: Fetch) -> None:
         results = await asyncio.gather(result(run_program, SUPERUSER), result(run_program, SUPERUSER))
@@ -65,9 +54,8 @@ class TestCommands:
         assert [status for status, _ in results] == [0, 0]
         assert {output for _, output in results} <= {f"{CREATED}\n", f"{THERE}\n"}
 
-    @pytest.mark.parametrize("module", [SUPERUSER, TIER])
-    async def test_database_away(self, run_program: RunProgram, module: str) -> None:
-        status, output = await result(run_program, module, {"POSTGRES_PORT": str(free_port())})
+    async def test_database_away(self, run_program: RunProgram) -> None:
+        status, output = await result(run_program, SUPERUSER, {"POSTGRES_PORT": str(free_port())})
         assert status == 1
         [line] = output.splitlines()
         assert line.startswith("Error: the database cannot be used: ")
@@ -163,17 +151,3 @@ class TestCreateFirstSuperuser:
             await create_first_superuser()
         monkeypatch.setattr(settings, "ADMIN_PASSWORD", SecretStr("An0ther!"))
         assert await create_first_superuser() == CREATED
-
-
-class TestCreateFirstTier:
-    async def test_already_there(self, fetch: Fetch) -> None:
-        await make_tier(settings.TIER_NAME)
-        assert await create_first_tier() == f"Tier {settings.TIER_NAME} is already there."
-        assert len(await fetch("SELECT FROM tier")) == 1
-
-    @pytest.mark.parametrize("name", ["a/b", "x" * 51, ".."])
-    async def test_name_that_no_tier_may_have(self, monkeypatch: pytest.MonkeyPatch, fetch: Fetch, name: str) -> None:
-        monkeypatch.setattr(settings, "TIER_NAME", name)
-        with pytest.raises(ScriptError, match="TIER_NAME"):
-            await create_first_tier()
-        assert await fetch("SELECT FROM tier") == []

@@ -5,21 +5,31 @@ import time
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
-from app.main import app as the_app
-from soak import faults, load
+from soak import faults, load, resources
 from soak.__main__ import schedule
 from soak.load import Api, User
 from soak.report import BOUND_SECONDS, CALM, Report
 from tests.helper import running
 
 
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
+
+
 async def live(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, reads: int = 200) -> Report:
     """Run three users until they have checked `reads` reads; return their report."""
+    moths = "/api/v1/{username}/moths"
+    needs = {action: moths if path == resources.POSTS else path for action, path in load.NEEDS.items()}
+    monkeypatch.setattr(load, "NEEDS", needs)
+    monkeypatch.setattr(resources, "POSTS", moths)
+    monkeypatch.setattr(resources, "POST", "/api/v1/{username}/moth")
     monkeypatch.setattr(load, "THINK_SECONDS", 0)
-    monkeypatch.setattr(load, "WRITES", {write: 1 for write in load.WRITES if write is not User.queue_task})
+    monkeypatch.setattr(load, "WRITES", dict.fromkeys(load.WRITES, 1))
     report, end, crowd = Report(0), asyncio.Event(), list[User]()
-    crowd += [User(number, Api(client, report), crowd) for number in range(3)]
+    crowd += [User(number, Api(client, report, [moths]), crowd) for number in range(3)]
     async with running(*(user.live(end) for user in crowd)) as lives:
         async with asyncio.timeout(60):
             while report.reads < reads:  # noqa: ASYNC110  (the users increment the counter)
@@ -35,17 +45,33 @@ class TestUsers:
         assert report.details == []
 
     async def test_see_a_cache_that_is_not_invalidated(
-        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+        self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def forget(*_: object) -> None: ...
 
-        monkeypatch.setattr(the_app.state.resources.cache, "remove", forget)
+        monkeypatch.setattr(app.state.resources.cache, "remove", forget)
         report = await live(client, monkeypatch)
         assert report.broken["stale reads"] > 0
 
+    async def test_leave_out_what_the_service_does_not_have(
+        self, app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(load, "THINK_SECONDS", 0)
+        report = Report(0)
+        user = User(0, Api(client, report, []), [])
+        assert {User.read_me, User.rename} <= user.actions.keys()
+        assert not user.actions.keys() & load.NEEDS.keys()
+        await user.sign_up(user.name)
+        await user.sign_in()
+        for action in (User.rename, User.sign_up_and_leave, User.settle):
+            await action(user)
+        assert report.details == []
+        assert len(resources.left_out([])) == 2
+        assert resources.left_out(resources.NEEDS) == []
+
     @pytest.mark.parametrize(("passed", "hits"), [(True, 5), (False, 4)])
     def test_see_a_limit_that_is_another(self, client: httpx.AsyncClient, passed: bool, hits: int) -> None:
-        user = User(0, Api(client, Report(0)), [])
+        user = User(0, Api(client, Report(0), []), [])
         now = time.monotonic()
         user.hits.extend([(now, now, True)] * (hits - 1 if passed else hits + 1))
         user.check_limit(now, now, passed)

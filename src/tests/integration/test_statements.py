@@ -5,88 +5,80 @@ from typing import Any
 import bcrypt
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from app.core.database import transaction
 from app.crud.crud_users import crud_users
-from app.main import app as the_app
 from app.models.user import User
-from tests.factories import PASSWORD, make_password_reset, make_post, make_rate_limit, make_tier, make_user
+from tests.factories import PASSWORD, make_password_reset, make_user
 from tests.fixtures import RedisRoles, Statements
+from tests.specimen.factories import make_drawer, make_moth, make_slip
 
 Headers = dict[str, str]
 
 
-def only_read(statements: Statements, count: int) -> None:
-    """Assert that the request made `count` statements, and none in a transaction."""
-    assert len(statements.read) == count, statements.all
-    assert statements.written == []
-    assert not any("BEGIN" in sql or "COMMIT" in sql for _, sql in statements.all)
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 class TestReads:
     @pytest.fixture(autouse=True)
     async def _rows(self, user: User) -> None:
         for _ in range(30):
-            await make_post(user)
+            await make_moth(user)
             await make_user()
 
     async def test_user(self, client: httpx.AsyncClient, user: User, statements: Statements) -> None:
         statements.clear()
         await client.get(f"/api/v1/user/{user.username}")
-        only_read(statements, 1)
+        statements.assert_only_read(1)
 
     async def test_user_with_token(
         self, client: httpx.AsyncClient, user: User, user_headers: Headers, statements: Statements
     ) -> None:
         statements.clear()
         await client.get(f"/api/v1/user/{user.username}", headers=user_headers)
-        only_read(statements, 2)
+        statements.assert_only_read(2)
 
     async def test_me(self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements) -> None:
         statements.clear()
         await client.get("/api/v1/user/me", headers=user_headers)
-        only_read(statements, 1)
+        statements.assert_only_read(1)
 
     @pytest.mark.parametrize("query", ["", "?page=2&items_per_page=20", "?page=99"])
     async def test_users(self, client: httpx.AsyncClient, statements: Statements, query: str) -> None:
         statements.clear()
         response = await client.get(f"/api/v1/users{query}")
         assert response.json()["total_count"] == 31
-        only_read(statements, 1)
+        statements.assert_only_read(1)
 
     async def test_users_after_a_cursor(self, client: httpx.AsyncClient, statements: Statements) -> None:
         cursor = (await client.get("/api/v1/users")).json()["next_cursor"]
         statements.clear()
         assert (await client.get(f"/api/v1/users?cursor={cursor}")).json()["total_count"] == 31
-        only_read(statements, 1)
+        statements.assert_only_read(1)
 
     @pytest.mark.parametrize("name", ["{user}", "nobody"])
-    @pytest.mark.parametrize("path", ["posts?page=9", "post/99"])
-    async def test_posts_that_are_not_there(
+    @pytest.mark.parametrize("path", ["moths?page=9", "moth/99"])
+    async def test_moths_that_are_not_there(
         self, client: httpx.AsyncClient, user: User, statements: Statements, name: str, path: str
     ) -> None:
-        """The statement that reads the posts also finds out whether the author exists."""
+        """The statement that reads the moths also finds out whether the author exists."""
         statements.clear()
         await client.get(f"/api/v1/{name.format(user=user.username)}/{path}")
-        only_read(statements, 1)
+        statements.assert_only_read(1)
 
-    async def test_user_with_rate_limits(
-        self, client: httpx.AsyncClient, user: User, superuser_headers: Headers, statements: Statements
-    ) -> None:
-        statements.clear()
-        await client.get(f"/api/v1/user/{user.username}/rate_limits", headers=superuser_headers)
-        only_read(statements, 2)
-
-    async def test_posts_and_their_cached_answer(
+    async def test_moths_and_their_cached_answer(
         self, client: httpx.AsyncClient, user: User, statements: Statements
     ) -> None:
-        for path in (f"/api/v1/{user.username}/posts", f"/api/v1/{user.username}/post/1"):
+        for path in (f"/api/v1/{user.username}/moths", f"/api/v1/{user.username}/moth/1"):
             statements.clear()
             await client.get(path)
-            only_read(statements, 1)
+            statements.assert_only_read(1)
             statements.clear()
             assert (await client.get(path)).status_code == 200
-            only_read(statements, 0)
+            statements.assert_only_read(0)
 
     async def test_login_hashes_without_a_connection(
         self, client: httpx.AsyncClient, user: User, statements: Statements
@@ -131,42 +123,34 @@ class TestReads:
         assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "SELECT", "UPDATE", "COMMIT;"]
         assert not statements.read
 
-    async def test_lists_of_tiers_and_limits(
+    async def test_lists_of_drawers_and_slips(
         self, client: httpx.AsyncClient, user: User, superuser_headers: Headers, statements: Statements
     ) -> None:
-        """One statement reads the caller, one the tier or the page."""
-        tier = await make_tier("free")
+        """One statement reads the caller, one the drawer or the page."""
+        drawer = await make_drawer("free")
         for number in range(20):
-            await make_rate_limit(tier, path=f"path{number}")
-        for path in ("tiers", "tier/free", "tier/free/rate_limits", "tier/free/rate_limit/1"):
+            await make_slip(drawer, path=f"path{number}")
+        for path in ("drawers", "drawer/free", "drawer/free/slips", "drawer/free/slip/1"):
             statements.clear()
             assert (await client.get(f"/api/v1/{path}", headers=superuser_headers)).status_code == 200
-            only_read(statements, 2)
+            statements.assert_only_read(2)
 
 
 class TestRateLimiter:
     async def test_anonymous(self, client: httpx.AsyncClient, statements: Statements) -> None:
-        assert (await client.post("/api/v1/tasks/task?message=x")).status_code == 201
-        only_read(statements, 0)
+        assert (await client.post("/api/v1/specimen/job?message=x")).status_code == 201
+        statements.assert_only_read(0)
 
-    @pytest.mark.parametrize("with_rule", [True, False])
-    async def test_one_statement_reads_caller_and_limit(
-        self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements, fetch: Any, with_rule: bool
+    async def test_one_statement_reads_the_caller(
+        self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements
     ) -> None:
-        tier = await make_tier()
-        await fetch('UPDATE "user" SET tier_id = $1', tier.id)
-        if with_rule:
-            await make_rate_limit(tier, path="api_v1_tasks_task", limit=3, period=60)
         statements.clear()
-        response = await client.post("/api/v1/tasks/task?message=x", headers=user_headers)
-        assert response.status_code == 201
-        expected = '"api_v1_tasks_task";q=3;w=60' if with_rule else '"api_v1_tasks_task";q=10;w=3600'
-        assert response.headers["RateLimit-Policy"] == expected
-        only_read(statements, 1)
+        assert (await client.post("/api/v1/specimen/job?message=x", headers=user_headers)).status_code == 201
+        statements.assert_only_read(1)
 
 
-LIMIT = {"path": "api/v1/users", "limit": 5, "period": 60}
-POST = {"title": "A title", "text": "Some text."}
+SLIP = {"path": "api/v1/users", "limit": 5, "period": 60}
+MOTH = {"title": "A title", "text": "Some text."}
 ANN = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
 WRITES: list[tuple[str, str, Any, str]] = [
     ("POST", "/user", ANN, "nobody"),
@@ -175,17 +159,16 @@ WRITES: list[tuple[str, str, Any, str]] = [
     ("DELETE", "/user/{self}", None, "user"),
     ("DELETE", "/user/{self}", None, "superuser"),
     ("DELETE", "/db_user/{self}", None, "superuser"),
-    ("PATCH", "/user/{self}/tier", {"tier_id": 1}, "superuser"),
-    ("POST", "/{self}/post", POST, "user"),
-    ("PATCH", "/{self}/post/1", {"title": "New"}, "user"),
-    ("DELETE", "/{self}/post/1", None, "user"),
-    ("DELETE", "/{self}/db_post/1", None, "superuser"),
-    ("POST", "/tier", {"name": "pro"}, "superuser"),
-    ("PATCH", "/tier/free", {"name": "pro"}, "superuser"),
-    ("DELETE", "/tier/free", None, "superuser"),
-    ("POST", "/tier/free/rate_limit", LIMIT, "superuser"),
-    ("PATCH", "/tier/free/rate_limit/1", {"limit": 7}, "superuser"),
-    ("DELETE", "/tier/free/rate_limit/1", None, "superuser"),
+    ("POST", "/{self}/moth", MOTH, "user"),
+    ("PATCH", "/{self}/moth/1", {"title": "New"}, "user"),
+    ("DELETE", "/{self}/moth/1", None, "user"),
+    ("DELETE", "/{self}/db_moth/1", None, "superuser"),
+    ("POST", "/drawer", {"name": "pro"}, "superuser"),
+    ("PATCH", "/drawer/free", {"name": "pro"}, "superuser"),
+    ("DELETE", "/drawer/free", None, "superuser"),
+    ("POST", "/drawer/free/slip", SLIP, "superuser"),
+    ("PATCH", "/drawer/free/slip/1", {"limit": 7}, "superuser"),
+    ("DELETE", "/drawer/free/slip/1", None, "superuser"),
 ]
 
 
@@ -203,23 +186,20 @@ class TestWrites:
         body: Any,
         who: str,
     ) -> None:
-        await make_post(user)
-        await make_rate_limit(await make_tier("free"))
+        await make_moth(user)
+        await make_slip(await make_drawer("free"))
         headers = {"user": user_headers, "superuser": superuser_headers, "nobody": {}}[who]
         statements.clear()
         path = path.replace("{self}", user.username)
         response = await client.request(method, f"/api/v1{path}", json=body, headers=headers)
         assert response.status_code in {200, 201}, response.text
-        first, *between, last = statements.written
-        assert (first, last) == ("BEGIN;", "COMMIT;")
-        assert 1 <= len(between) <= 2
-        assert len(statements.read) <= 2
+        statements.assert_written_in_one_transaction()
 
     async def test_duplicate_is_found_by_the_insert_alone(
-        self, client: httpx.AsyncClient, statements: Statements
+        self, app: FastAPI, client: httpx.AsyncClient, statements: Statements
     ) -> None:
         await make_user(username="ann")
-        await the_app.state.resources.passwords.hash("warm")
+        await app.state.resources.passwords.hash("warm")
         statements.clear()
         assert (await client.post("/api/v1/user", json=ANN)).status_code == 409
         assert statements.all == [("write", "BEGIN;"), ("write", "ROLLBACK;")]
@@ -230,5 +210,5 @@ class TestWrites:
         statements.clear()
         assert (await client.post("/api/v1/user", json={})).status_code == 422
         assert (await client.patch(f"/api/v1/user/{user.username}", json={"name": "New"})).status_code == 401
-        assert (await client.delete(f"/api/v1/{user.username}/post/0")).status_code in {401, 422}
+        assert (await client.delete(f"/api/v1/{user.username}/moth/0")).status_code in {401, 422}
         assert statements.all == []

@@ -6,17 +6,24 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from pydantic import SecretStr
 
 from app.core.config import EnvironmentOption, settings
 from app.models.user import User
-from tests.factories import PASSWORD, make_post
+from tests.factories import PASSWORD
 from tests.fixtures import RedisRoles, open_client
 from tests.helper import sign_in
-from tests.integration.own_app import build_service
+from tests.integration.own_app import build_specimen
+from tests.specimen.factories import make_moth
 
 SIGN_UP = {"name": "Other", "username": "other", "email": "other@example.com", "password": PASSWORD}
 FRIEND = "https://app.example.com"
+
+
+@pytest.fixture(scope="session")
+def app(specimen: FastAPI) -> FastAPI:
+    return specimen
 
 
 @dataclass
@@ -26,15 +33,15 @@ class Pair:
 
 
 @pytest.fixture
-async def pair(client: httpx.AsyncClient, database: str) -> AsyncIterator[Pair]:
-    """The application of `app.main`, and one with another environment, database, keys and limits."""
-    other = build_service(
+async def pair(client: httpx.AsyncClient, specimen_database: str) -> AsyncIterator[Pair]:
+    """The application of the specimen, and one with another environment, database, keys and limits."""
+    other = build_specimen(
         APP_NAME="The other",
         ENVIRONMENT=EnvironmentOption.STAGING,
         SECRET_KEY=SecretStr("0123456789abcdef" * 4),
         ACCESS_TOKEN_EXPIRE_MINUTES=1,
         BCRYPT_COST=settings.BCRYPT_COST + 1,
-        POSTGRES_DB=database,
+        POSTGRES_DB=specimen_database,
         # The applications use different Redis databases: neither may find the other's keys.
         REDIS_CACHE_DB=settings.REDIS_QUEUE_DB,
         REDIS_QUEUE_DB=settings.REDIS_RATE_LIMIT_DB,
@@ -68,20 +75,20 @@ async def test_tokens_cookies_and_hashes(pair: Pair, user: User) -> None:
 
 
 async def test_cache_queue_and_limits(pair: Pair, user: User, redis: RedisRoles) -> None:
-    post = await make_post(user)
-    url = f"/api/v1/{user.username}/post/{post.id}"
+    moth = await make_moth(user)
+    url = f"/api/v1/{user.username}/moth/{moth.id}"
     for _ in range(2):
         assert (await pair.first.get(url)).status_code == 200
     assert (await pair.second.get(url)).status_code == 404
-    assert await redis.cache.exists(f"{user.username}_post_cache:{post.id}") == 1
-    answers = [await pair.second.post("/api/v1/tasks/task?message=x") for _ in range(2)]
+    assert await redis.cache.exists(f"{user.username}_moth_cache:{moth.id}") == 1
+    answers = [await pair.second.post("/api/v1/specimen/job?message=x") for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 429]
-    task = f"/api/v1/tasks/task/{answers[0].json()['id']}"
-    assert (await pair.second.get(task)).status_code == 200
-    assert (await pair.first.get(task)).status_code == 404
+    job = f"/api/v1/specimen/job/{answers[0].json()['id']}"
+    assert (await pair.second.get(job)).json() == {"status": "queued"}
+    assert (await pair.first.get(job)).json() == {"status": "not_found"}
     assert await redis.queue.exists("arq:queue") == 0
     assert await redis.rate_limit.zcard("arq:queue") == 1
-    assert (await pair.first.post("/api/v1/tasks/task?message=x")).status_code == 201
+    assert (await pair.first.post("/api/v1/specimen/job?message=x")).status_code == 201
     assert await redis.queue.zcard("arq:queue") == 1
 
 

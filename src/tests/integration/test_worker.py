@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from arq.connections import ArqRedis
 from arq.jobs import JobStatus
@@ -25,8 +24,6 @@ from tests.fixtures import Program, RedisRoles, RunProgram, RunWorker
 from tests.helper import wait_until
 
 pytestmark = pytest.mark.usefixtures("app")
-
-TASK = "/api/v1/tasks/task"
 
 # A worker with the test's own jobs: `arq own_worker.Settings`.
 MODULE = """
@@ -112,22 +109,6 @@ class Workers:
 def workers(run_worker: RunWorker, tmp_path: Path) -> Workers:
     (tmp_path / "own_worker.py").write_text(MODULE)
     return Workers(run_worker, tmp_path, queue.pool)
-
-
-class TestTheWorkerOfTheService:
-    async def test_runs_queued_jobs_and_finishes_them_when_stopped(
-        self, client: httpx.AsyncClient, run_worker: RunWorker
-    ) -> None:
-        worker = await run_worker()
-        job_id = (await client.post(TASK, params={"message": "nightly"})).json()["id"]
-        await worker.wait_for_output(f"→ {job_id}:sample_background_task(")
-        assert (await client.get(f"{TASK}/{job_id}")).json()["status"] == "in_progress"
-        os.kill(worker.pid, signal.SIGTERM)
-        assert await worker.wait() == 0
-        body = (await client.get(f"{TASK}/{job_id}")).json()
-        assert (body["status"], body["success"]) == ("complete", True)
-        assert body["result"] == "Task nightly is complete!"
-        assert "nightly" not in worker.output  # arguments and results may be secrets
 
 
 class TestStopped:

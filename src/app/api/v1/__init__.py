@@ -3,7 +3,17 @@
 from fastapi import APIRouter, FastAPI
 
 from app.api.exceptions import error_response, responses
-from app.api.v1 import login, password_resets, passwords, posts, rate_limits, sessions, tasks, tiers, users
+from app.api.v1 import (
+    login,
+    password_resets,
+    passwords,
+    posts,
+    rate_limits,
+    sessions,
+    tasks,
+    tiers,
+    users,
+)
 from app.core.config import MailSettings, RedisQueueSettings, SessionSettings, Settings
 from app.core.exceptions import ServiceUnavailableError
 
@@ -26,7 +36,7 @@ def include_routers(app: FastAPI, settings: Settings) -> None:
         tiers.router,
         rate_limits.router,
         router,
-        # Below these: `/{username}/posts` would match `/tier/posts`, a tier that is called "posts".
+        # Below these: `/{username}/…` would match their paths.
         posts.router,
         login.router,
         *([sessions.router] if isinstance(settings, SessionSettings) else []),

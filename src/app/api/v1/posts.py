@@ -20,13 +20,15 @@ from app.schemas.user import Username
 router = APIRouter(tags=["posts"])
 
 PostId = Annotated[RowId, Path()]
-_LISTS = [f"{cache_keys.POSTS}:*"]
+_LIST_KEY, _KEY = "{username}_posts", "{username}_post_cache"
+_LISTS = [f"{_LIST_KEY}:*"]
+cache_keys.OF_USER += [*_LISTS, f"{_KEY}:*"]
 _ERRORS = responses(UnauthorizedError, ForbiddenError, NotFoundError)
 
 
 @router.get("/{username}/posts", response_model=PaginatedListResponse[PostRead], responses=responses(NotFoundError))
 @cache(
-    f"{cache_keys.POSTS}:page_{{page}}{{cursor}}:items_per_page:{{items_per_page}}",
+    f"{_LIST_KEY}:page_{{page}}{{cursor}}:items_per_page:{{items_per_page}}",
     resource_id_name="username",
     expiration=60,
 )
@@ -42,13 +44,13 @@ async def read_posts(
     wanted = await get_cursor_page(request, page, items_per_page, cursor)
     own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(username), "is_deleted": False}
     posts = await crud_posts.get_multi(db, wanted.offset, items_per_page, PostRead, after=wanted.after, **own)
-    if wanted.offset > posts["total_count"]:
+    if page != wanted.page or wanted.offset > posts["total_count"]:
         do_not_store(request)  # any number of such pages could be requested
     return wanted.response(posts)
 
 
 @router.get("/{username}/post/{id}", response_model=PostRead, responses=responses(NotFoundError))
-@cache(cache_keys.POST, resource_id_name="id")
+@cache(_KEY, resource_id_name="id")
 async def read_post(request: Request, username: Username, id: PostId, db: ReaderDep) -> dict[str, Any]:
     """Read a post."""
     post = await crud_posts.get(db, PostRead, id=id, created_by_user_id=crud_users.id_of(username), is_deleted=False)
@@ -56,7 +58,7 @@ async def read_post(request: Request, username: Username, id: PostId, db: Reader
 
 
 @router.post("/{username}/post", response_model=PostRead, status_code=201, responses=_ERRORS)
-@cache(cache_keys.POSTS, resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
+@cache(_LIST_KEY, resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
 async def write_post(
     request: Request, username: Username, post: PostCreate, db: SessionDep, user_id: OwnUserId
 ) -> Post:
@@ -65,7 +67,7 @@ async def write_post(
 
 
 @router.patch("/{username}/post/{id}", response_model=PostRead, responses=_ERRORS)
-@cache(cache_keys.POST, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+@cache(_KEY, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def patch_post(
     request: Request, username: Username, id: PostId, values: PostUpdate, db: SessionDep, user_id: OwnUserId
 ) -> dict[str, Any]:
@@ -75,7 +77,7 @@ async def patch_post(
 
 
 @router.delete("/{username}/post/{id}", responses=_ERRORS)
-@cache(cache_keys.POST, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+@cache(_KEY, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def erase_post(request: Request, username: Username, id: PostId, db: SessionDep, user_id: OwnUserId) -> Message:
     """Delete one's own post; the row stays."""
     if not await crud_posts.delete(db, id=id, created_by_user_id=user_id):
@@ -84,7 +86,7 @@ async def erase_post(request: Request, username: Username, id: PostId, db: Sessi
 
 
 @router.delete("/{username}/db_post/{id}", responses=_ERRORS)
-@cache(cache_keys.POST, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+@cache(_KEY, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def erase_db_post(
     request: Request, username: Username, id: PostId, db: SessionDep, _: CurrentSuperuser
 ) -> Message:

@@ -40,10 +40,11 @@ class CacheOptions:
         else:
             self.key_template = f"{key_prefix}:{{{resource_id_name or self._infer_id_name(resource_id_type)}}}"
         self.extra_key_templates = [f"{prefix}:{resource_id}" for prefix, resource_id in extra_keys.items()]
-        self.extra_pattern_templates = list(extra_patterns)
+        # A list may grow until the first request: modules that are imported later may add patterns of their own.
+        self.extra_pattern_templates = extra_patterns if isinstance(extra_patterns, list) else [*extra_patterns]
         self.key_names = self._check_names(self.key_template)
-        extras = (*self.extra_key_templates, *self.extra_pattern_templates)
-        self._extra_names = {name for template in extras for name in self._check_names(template)}
+        for template in (*self.extra_key_templates, *self.extra_pattern_templates):
+            self._check_names(template)
 
     def key(self, arguments: Mapping[str, Any]) -> str:
         return self.key_template.format_map(arguments)
@@ -52,8 +53,12 @@ class CacheOptions:
         return [template.format_map(arguments) for template in (self.key_template, *self.extra_key_templates)]
 
     def patterns(self, arguments: Mapping[str, Any]) -> list[str]:
-        escaped = {name: _GLOB.sub(r"\\\1", str(arguments[name])) for name in self._extra_names}
+        escaped = {name: _GLOB.sub(r"\\\1", str(arguments[name])) for name in self._pattern_names}
         return [template.format_map(escaped) for template in self.extra_pattern_templates]
+
+    @functools.cached_property
+    def _pattern_names(self) -> set[str]:
+        return {name for template in self.extra_pattern_templates for name in self._check_names(template)}
 
     @functools.cache  # noqa: B019  (one object per decorated endpoint, alive as long as the process)
     def check_method(self, method: str) -> None:
