@@ -2,13 +2,12 @@
 
 import gc
 
-from app.api import include_routers
+from app.api import router
 from app.api.dependencies import get_docs_reader
-from app.api.exceptions import exception_handlers
 from app.core.config import settings
 from app.core.setup import create_application
 
-app = create_application(settings, include_routers, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
+app = create_application(router=router, settings=settings, docs_guard=get_docs_reader)
 
 # The imported modules stay: without them a full collection holds requests up for 1 ms rather than 50. The default
 # threshold of 700 new objects is less than a few concurrent requests hold.

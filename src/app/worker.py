@@ -12,25 +12,18 @@ from typing import Any
 
 from arq import cron
 
-from app.core.config import DEFAULT_ADMIN_EMAIL, EnvironmentOption, settings
+from app.core.config import DEFAULT_ADMIN_EMAIL, EnvironmentOption, RedisQueueSettings, refuse_missing, settings
 from app.core.database import default_engines, transaction
 from app.core.logger import setup_logging
 from app.core.mail import Mail, mailer_for
 from app.core.models import now
-from app.core.queue import deserialize, serialize
-from app.core.queue.worker import (
-    give_up_lease,
-    hide_arguments,
-    patient_queue,
-    queue_address,
-    renew_leases,
-    retried,
-    take_lease,
-)
+from app.core.queue import deserialize, serialize, worker
 from app.core.security import hash_of, new_secret
 from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
+
+refuse_missing(RedisQueueSettings)
 
 PURGE_BATCH = 5000
 
@@ -73,10 +66,10 @@ async def purge_expired(ctx: dict[str, Any]) -> None:
 # -------- hooks --------
 async def startup(ctx: dict[str, Any]) -> None:
     setup_logging()
-    logging.getLogger("arq.worker").addFilter(hide_arguments)
+    logging.getLogger("arq.worker").addFilter(worker.hide_arguments)
     ctx["transaction"] = transaction
     ctx["mailer"] = mailer_for(settings)
-    ctx["renewal"] = asyncio.create_task(renew_leases(ctx["redis"]))
+    ctx["renewal"] = asyncio.create_task(worker.renew_leases(ctx["redis"]))
 
 
 async def shutdown(ctx: dict[str, Any]) -> None:
@@ -85,19 +78,19 @@ async def shutdown(ctx: dict[str, Any]) -> None:
 
 
 # -------- settings of arq --------
-@retried(settings.JOB_RETRY_DELAY)
+@worker.retried(settings.JOB_RETRY_DELAY)
 class WorkerSettings:
     functions = (sample_background_task, send_password_reset)
     cron_jobs = (cron(purge_expired, minute={*range(0, 60, 10)}),)
     on_startup = startup
-    on_job_start = take_lease
-    after_job_end = give_up_lease
+    on_job_start = worker.take_lease
+    after_job_end = worker.give_up_lease
     on_shutdown = shutdown
-    redis_pool = patient_queue(settings)
-    redis_settings = queue_address(settings)  # for `arq --check`
+    redis_pool = worker.patient_queue(settings)
+    redis_settings = worker.queue_address(settings)  # for `arq --check`
     job_serializer = serialize
     job_deserializer = deserialize
     job_timeout = settings.JOB_TIMEOUT
     job_completion_wait = 20  # seconds that a stopped worker gives its jobs before it hands them back
     max_tries = settings.JOB_MAX_TRIES
-    log_results = False  # nor arguments (`hide_arguments`): they may be secrets
+    log_results = False  # nor arguments (`worker.hide_arguments`): they may be secrets

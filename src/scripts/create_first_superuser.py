@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, settings
+from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, FirstUserSettings, refuse_missing, settings
 from app.core.database import transaction
 from app.core.exceptions import DuplicateValueError
 from app.core.security import PasswordHasher
@@ -17,6 +17,7 @@ SUPERUSER = {"is_superuser": True, "is_deleted": False}
 
 
 async def create_first_superuser() -> str:
+    refuse_missing(FirstUserSettings)
     try:
         admin = UserCreate(
             name=settings.ADMIN_NAME,

@@ -4,7 +4,7 @@ import sys
 
 from pydantic import ValidationError
 
-from app.core.config import settings
+from app.core.config import FirstUserSettings, refuse_missing, settings
 from app.core.database import transaction
 from app.core.exceptions import DuplicateValueError
 from app.crud.crud_tier import crud_tiers
@@ -13,6 +13,7 @@ from scripts.runner import ScriptError, run
 
 
 async def create_first_tier() -> str:
+    refuse_missing(FirstUserSettings)
     try:
         tier = TierCreate(name=settings.TIER_NAME)
     except ValidationError as error:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import pwd
+import re
 import secrets
 import shlex
 import signal
@@ -260,9 +261,13 @@ def _write_env_file() -> str | None:
 
 
 def _settings() -> dict[str, str]:
-    """Read the variables as the application does."""
-    values = {key: value for file in ENV_FILES for key, value in dotenv_values(file).items() if value}
-    return values | {key: value for key, value in os.environ.items() if value}
+    """Read the variables as the application does: empty ones and comments are absent."""
+    try:
+        sources: list[Mapping[str, str | None]] = [*map(dotenv_values, ENV_FILES), os.environ]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotRunError(f".env cannot be read: {error}") from None
+    found = ((key, value) for source in sources for key, value in source.items())
+    return {key: value for key, value in found if value and re.match(r"\s*[^\s#]", value)}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ own database, cloned from a migrated template, and three numbered databases of V
 
 import asyncio
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -31,6 +32,14 @@ SETTINGS = (
 )  # fmt: skip
 # `.env` may name the users of the tests with these settings.
 PEOPLE = ("ADMIN_", "TEST_", "TIER_NAME")
+# By the last word of its name, what a value must be. Otherwise the tests use the default: a pasted `.env` may have
+# placeholders, and Docker Compose cuts a password in double quotes at its `$`.
+USABLE = {
+    "EMAIL": r"\S+@\S+\.\w+",
+    "NAME": r"\w[\w .-]{1,29}",
+    "PASSWORD": r"(?!#).{8,}",
+    "USERNAME": r"[a-z0-9]{2,20}",
+}
 
 
 def reset_settings() -> None:
@@ -41,6 +50,9 @@ def reset_settings() -> None:
         for name, value in dotenv_values(file, interpolate=False).items():
             if name.startswith(PEOPLE) and value and not os.environ.get(name):
                 os.environ[name] = value
+    for name in [name for name in os.environ if name.startswith(PEOPLE)]:
+        if not re.fullmatch(USABLE.get(name.rpartition("_")[2], ""), os.environ[name]):
+            del os.environ[name]
     os.environ["ENV_FILE"] = ""
     os.environ["SECRET_KEY"] = secrets.token_hex(32)
     os.environ["BCRYPT_COST"] = "4"

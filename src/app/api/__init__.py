@@ -9,3 +9,7 @@ def include_routers(app: FastAPI, settings: Settings) -> None:
     """Add every endpoint that these settings need."""
     app.include_router(health_router)
     v1.include_routers(app, settings)
+
+
+router = include_routers
+"""What `create_application` takes."""

@@ -1,4 +1,6 @@
-"""Dependencies of endpoints: session, reader, the calling user, and the guards of routes."""
+"""Dependencies of endpoints: `SessionDep` to write in the request's transaction, `ReaderDep` to read without one, the
+calling user, and the guards of routes.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -6,11 +8,12 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials, OAuth2PasswordBearer
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.api.exceptions import ensure_found
-from app.api.password_checks import check_password, limit_by_address
-from app.core.config import AbuseLimitSettings, DefaultRateLimitSettings, SessionSettings
-from app.core.database import ReaderDep, SessionDep, engines_of
+from app.api.password_checks import check_password
+from app.core.config import DefaultRateLimitSettings, SessionSettings
+from app.core.database import Reader, async_get_db, engines_of, get_reader
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
 from app.core.http import add_response_headers, audit, client_address, route_template, settings_of, tokens_of
 from app.core.models import sanitize_path
@@ -19,14 +22,10 @@ from app.crud.crud_users import crud_users
 from app.crud.statements import Lookup
 from app.schemas.user import Caller, Username
 
-__all__ = [
-    "TOKEN_OPTIONAL", "BearerToken", "CurrentSuperuser", "CurrentUser", "EditableUserId", "OptionalUser", "OwnUserId",
-    "ReaderDep", "SessionDep", "get_current_superuser", "get_current_user", "get_docs_reader", "get_optional_user",
-    "limit_sign_ups", "rate_limiter",
-]  # fmt: skip
-
 logger = logging.getLogger(__name__)
 
+SessionDep = Annotated[AsyncSession, Depends(async_get_db)]
+ReaderDep = Annotated[Reader, Depends(get_reader)]
 BearerToken = Annotated[str | None, Depends(OAuth2PasswordBearer(tokenUrl="/api/v1/login", auto_error=False))]
 _basic = HTTPBasic(realm="docs", auto_error=False)
 
@@ -39,14 +38,9 @@ async def get_optional_user(request: Request, token: BearerToken) -> Caller | No
     if token is None:
         return None
     named = tokens_of(request).read(token)
-    reader = engines_of(request).reader
-    user = None
     path = sanitize_path(route_template(request))
-    if not isinstance(settings_of(request), SessionSettings):
-        user = await crud_users.get_caller(reader, named.user, path=path)
-    elif named.session is not None:
-        user = await crud_users.get_caller(reader, named.user, named.session, path=path)
-    if user is None:
+    user = await crud_users.get_caller(engines_of(request).reader, named.user, named.session, path=path)
+    if user is None or (isinstance(settings_of(request), SessionSettings) and user["session_id"] is None):
         raise UnauthorizedError("The session of this token has ended", challenge='Bearer error="invalid_token"')
     audit.note(request.scope, who=user["id"])
     return user
@@ -128,13 +122,6 @@ async def get_docs_reader(
         raise UnauthorizedError("Only superusers may read the docs", challenge='Basic realm="docs", Bearer')
     if not reader["is_superuser"]:
         raise ForbiddenError("Only superusers may read the docs")
-
-
-async def limit_sign_ups(request: Request) -> None:
-    """Refuse sign-ups beyond the limit for one address."""
-    settings = settings_of(request)
-    if isinstance(settings, AbuseLimitSettings):
-        await limit_by_address(request, "sign_up", settings.SIGN_UP_LIMIT, settings.SIGN_UP_PERIOD)
 
 
 async def rate_limiter(request: Request, user: OptionalUser) -> None:

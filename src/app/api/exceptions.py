@@ -11,7 +11,7 @@ from fastapi.routing import iter_route_contexts
 from app.core import exceptions as errors
 from app.core.http import route_template
 from app.core.models import ErrorMessage
-from app.core.setup import ExceptionHandler
+from app.core.setup import default_exception_handlers
 
 T = TypeVar("T")
 
@@ -59,7 +59,9 @@ def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) ->
 
 
 async def handle_app_error(_: Request, error: errors.AppError) -> Response:
-    return _json(status_code(type(error)), error.detail, error.headers)
+    status = status_code(type(error))
+    detail = [{"type": "value_error", "loc": [], "msg": error.detail}] if status == 422 else error.detail
+    return _json(status, detail, error.headers)
 
 
 async def handle_validation_error(_: Request, error: RequestValidationError) -> Response:
@@ -78,7 +80,8 @@ async def handle_method_not_allowed(request: Request, error: HTTPException) -> R
     return _json(405, error.detail, {"Allow": ", ".join(sorted(methods))})
 
 
-exception_handlers: dict[int | type[Exception], ExceptionHandler] = {
+exception_handlers = default_exception_handlers
+exception_handlers |= {
     405: handle_method_not_allowed,
     errors.AppError: handle_app_error,
     RequestValidationError: handle_validation_error,

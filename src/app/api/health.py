@@ -3,8 +3,9 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import text
 
+from app.api.dependencies import ReaderDep
 from app.core.cache import store_of
-from app.core.database import Reader, ReaderDep
+from app.core.database import Reader
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.models import HealthCheck, Readiness
 from app.core.queue import queue_of

@@ -1,6 +1,6 @@
 """Passwords in requests: counts wrong ones, refuses weak ones, asks for the caller's again before some changes."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -120,9 +120,15 @@ async def confirm_caller(request: Request, caller: Caller, password: str | None,
             raise ForbiddenError(f"You signed in more than {minutes} minutes ago: send your current_password too")
 
 
-async def limit_by_address(request: Request, what: str, limit: int, period: int) -> None:
-    """Let `limit` requests pass in `period` seconds from one address."""
-    address = client_address(request, settings_of(request))
-    quota = await limiter_of(request).hit(f"{what}:{address}", limit, period)
-    if quota is not None and not quota.allowed:
-        raise RateLimitExceededError(headers=quota.headers(what))
+def limit_by_address(what: str, limit: str, period: str) -> Callable[[Request], Awaitable[None]]:
+    """Make a dependency that refuses requests from one address beyond a limit; the names are those of its settings."""
+
+    async def refuse_more(request: Request) -> None:
+        settings = settings_of(request)
+        if isinstance(settings, AbuseLimitSettings):
+            key = f"{what}:{client_address(request, settings)}"
+            quota = await limiter_of(request).hit(key, getattr(settings, limit), getattr(settings, period))
+            if quota is not None and not quota.allowed:
+                raise RateLimitExceededError(headers=quota.headers(what))
+
+    return refuse_more

@@ -1,6 +1,5 @@
 """Settings: one class per concern, combined in `Settings`. A group left out of it switches its feature off."""
 
-import logging
 import os
 import re
 import secrets
@@ -8,14 +7,25 @@ import sys
 from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    EmailStr,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SRC = Path(__file__).resolve().parents[2]
 DEFAULT_ADMIN_EMAIL = "admin@admin.com"
 DEFAULT_ADMIN_PASSWORD = "!Ch4ng3Th1sP4ssW0rd!"  # noqa: S105
+_RANDOM_KEY = secrets.token_hex(32)
 _PLACEHOLDERS = ("openssl", "your", "change", "example", "placeholder", "secret", "password", "result of")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -23,8 +33,9 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class SettingsGroup(BaseSettings):
-    """Base of the groups: reads the environment, then `src/.env`, then `.env` beside `src`; empty values are absent.
+    """Base of the groups: reads the environment, then `src/.env`, then `.env` beside `src`.
 
+    Empty values and those that begin with `#` are absent: Docker Compose takes a comment after `NAME=` for the value.
     ENV_FILE in the environment names another file instead; empty: no file, as in the tests.
     """
 
@@ -37,6 +48,13 @@ class SettingsGroup(BaseSettings):
         hide_input_in_errors=True,
         defer_build=True,  # only the combined class is used
     )
+
+    @classmethod
+    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[Any, ...]:
+        for source in (sources["env_settings"], sources["dotenv_settings"]):
+            values = source.env_vars.items()
+            source.env_vars = {name: value for name, value in values if re.match(r"\s*[^\s#]", value or "")}
+        return tuple(sources.values())
 
 
 def _names(value: str) -> list[str]:
@@ -70,7 +88,10 @@ class AppSettings(SettingsGroup):
     APP_DESCRIPTION: str | None = None
     APP_VERSION: str = "0.1.0"
     CONTACT_NAME: str | None = None
-    CONTACT_EMAIL: str | None = None
+    # The type that OpenAPI has; a placeholder without an @ is none.
+    CONTACT_EMAIL: Annotated[EmailStr | None, BeforeValidator(lambda text: text if "@" in (text or "") else None)] = (
+        None
+    )
     LICENSE_NAME: str | None = Field(None, validation_alias=AliasChoices("LICENSE_NAME", "LICENSE"))
     MAX_BODY_BYTES: int = Field(1024 * 1024, gt=0)
     REQUEST_TIMEOUT: Seconds = 30
@@ -119,19 +140,15 @@ class CryptSettings(SettingsGroup):
 
     @property
     def secret_key(self) -> str:
-        """The key that signs tokens; never empty once the settings are accepted."""
-        return self.SECRET_KEY.get_secret_value()
+        """The key that signs tokens: SECRET_KEY, or without one a key of this process."""
+        return self.SECRET_KEY.get_secret_value() or _RANDOM_KEY
 
     @model_validator(mode="after")
     def _refuse_weak_key(self) -> Self:
-        key = self.secret_key
         if getattr(self, "ENVIRONMENT", EnvironmentOption.LOCAL) is EnvironmentOption.LOCAL:
-            if not key.strip() or key.startswith("#"):  # some readers of .env keep comments
-                self.SECRET_KEY = SecretStr(secrets.token_hex(32))
-                logging.getLogger(__name__).warning("SECRET_KEY is not set: tokens are valid in this process only")
             return self
-        fault = None
-        if not key.strip():
+        key, fault = self.SECRET_KEY.get_secret_value(), None
+        if not key:
             fault = "missing"
         elif len(key.encode()) < 32:
             fault = "shorter than 32 bytes"
@@ -284,18 +301,32 @@ class Settings(
 
 
 def load_settings() -> Settings:
-    """Read the settings, or end the process with one line for each variable that is refused."""
+    """Read the settings, or end the process with one line for each group or variable that is refused."""
+    refuse_missing(EnvironmentSettings, AppSettings, PostgresSettings, CryptSettings)
     try:
         return Settings()
     except ValidationError as error:
         lines = [": ".join([*map(str, item["loc"]), item["msg"]]) for item in error.errors(include_input=False)]
     except UnicodeDecodeError as error:
         lines = [f".env is not UTF-8 ({error.reason})"]
+    except OSError as error:
+        lines = [f".env cannot be read ({error.strerror})"]
+    raise _refusal(lines)
+
+
+def refuse_missing(*groups: type[SettingsGroup]) -> None:
+    """End the process with one line for each of these groups that `Settings` does not inherit."""
+    missing = [group.__name__ for group in groups if not issubclass(Settings, group)]
+    if missing:
+        raise _refusal([f"{name} is needed here: let the class Settings inherit it" for name in missing])
+
+
+def _refusal(lines: list[str]) -> SystemExit:
     message = "\n  ".join(["Settings refused, the service does not start:", *lines])
-    if "gunicorn.arbiter" in sys.modules:  # exit code 3: gunicorn stops instead of starting another worker
-        print(message, file=sys.stderr)  # noqa: T201
-        raise SystemExit(3)
-    raise SystemExit(message)
+    if "gunicorn.arbiter" not in sys.modules:
+        return SystemExit(message)
+    print(message, file=sys.stderr)  # noqa: T201
+    return SystemExit(3)  # gunicorn stops instead of starting another worker
 
 
 settings = load_settings()

@@ -8,7 +8,7 @@ AppError
 ├── ConflictError
 │   ├── DuplicateValueError     a unique constraint is violated
 │   └── StillReferencedError    a foreign key points here
-├── InvalidValueError           the database cannot store a value
+├── InvalidValueError           a value that the database, or a method of CRUD, cannot take
 ├── RateLimitExceededError
 └── ServiceUnavailableError     a server or a queue of the service is unavailable or full
     ├── DatabaseUnavailableError
@@ -65,7 +65,7 @@ class StillReferencedError(ConflictError):
     detail = "Still in use: other rows refer to it"
 
 
-class InvalidValueError(AppError):
+class InvalidValueError(AppError, ValueError):
     detail = "A value cannot be stored: it is out of range or has characters that the database refuses"
 
 

@@ -62,12 +62,13 @@ def setup_logging() -> None:
             "formatter": "key_value",
         }
     logger = {"handlers": [*handlers], "level": "INFO", "propagate": False}
+    pool = {"level": "WARNING"}  # SQLAlchemy logs each disposal of ours at INFO
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"key_value": {"()": KeyValueFormatter, "format": FORMAT}},
             "handlers": handlers,
-            "loggers": {"app": logger, "arq": logger},
+            "loggers": {"app": logger, "arq": logger, "app.core.database.pool": pool},
         }
     )

@@ -17,7 +17,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from sqlalchemy import DateTime
 from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
 
 
@@ -31,14 +30,14 @@ class UUIDModel(MappedAsDataclass):
 
 
 class TimestampModel(MappedAsDataclass):
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default_factory=now, init=False)
-    updated_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), default=None, init=False)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now, init=False)
+    updated_at: Mapped[datetime | None] = mapped_column(default=None, init=False)
 
 
 class PersistentDeletion(MappedAsDataclass):
     """Rows stay in the table when deleted: `CRUDBase.delete` marks them."""
 
-    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), default=None, init=False)
+    deleted_at: Mapped[datetime | None] = mapped_column(default=None, init=False)
     is_deleted: Mapped[bool] = mapped_column(default=False, init=False)
 
 
@@ -137,6 +136,23 @@ class ReadSchema(BaseModel):
     """Base of response bodies, made from a row, a model or a dict."""
 
     model_config = ConfigDict(from_attributes=True)
+
+
+class WholeRow(ReadSchema):
+    """Base of the schema of a whole row, with the columns of `TimestampModel`."""
+
+    created_at: datetime
+    updated_at: datetime | None
+
+
+class DeletableRow(WholeRow):
+    uuid: UUID
+    deleted_at: datetime | None
+    is_deleted: bool
+
+
+class TokenData(BaseModel):
+    username_or_email: str
 
 
 class Token(BaseModel):

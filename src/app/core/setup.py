@@ -1,15 +1,17 @@
-"""Build the application and open its resources; routers, handlers and the guard of the docs are arguments.
+"""Build the application and open its resources; the routers and the guard of the docs are arguments.
 
 The application is made from its settings alone. Global in the process are the default `settings` (`core.config`), the
 `default_engines` of scripts and jobs (`core.database`), `queue.pool` (`core.queue`), logging and caches of statements.
 """
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -34,6 +36,8 @@ from app.core.rate_limit import RateLimiter
 from app.core.security import PasswordHasher, TokenSigner
 
 ExceptionHandler = Callable[[Request, Any], Awaitable[Response]]
+default_exception_handlers: dict[int | type[Exception], ExceptionHandler] = {}
+"""`app.api.exceptions` adds its handlers here."""
 # The headers that a page of another origin may read, besides those that browsers always allow.
 EXPOSED_HEADERS = ["X-Request-ID", "ETag", "Retry-After", "RateLimit", "RateLimit-Policy"]
 
@@ -61,6 +65,8 @@ class Resources:
         """Open the servers of the settings and close them in reverse order, also when a later one cannot be opened."""
         setup_logging()
         settings = self.settings
+        if not settings.SECRET_KEY:
+            logging.getLogger(__name__).warning("SECRET_KEY is not set: tokens are valid in this process only")
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.engines.close)
             if isinstance(settings, config.RedisCacheSettings):
@@ -79,20 +85,18 @@ class Resources:
 
 def create_application(
     settings: Settings,
-    include_routers: Callable[[FastAPI, Settings], None],
+    router: APIRouter | Callable[[FastAPI, Settings], None],
     *,
-    exception_handlers: Mapping[Any, ExceptionHandler],
-    docs_guard: Callable[..., Any],
+    exception_handlers: Mapping[Any, ExceptionHandler] = default_exception_handlers,
+    docs_guard: Callable[..., Any] | None = None,
 ) -> FastAPI:
-    """Build the application for `settings`; `include_routers` adds the routers that these settings need.
+    """Build the application for `settings`; `router` is one, or a function that adds those that these settings need.
 
     Raises InvalidRequestError where `@cache` is used wrongly. The docs are open in the local environment, behind
-    `docs_guard` in staging and absent in production.
+    `docs_guard`, if there is one, in staging, and absent in production.
     """
     resources = Resources(settings)
     contact = {"name": settings.CONTACT_NAME, "email": settings.CONTACT_EMAIL}
-    if "@" not in (settings.CONTACT_EMAIL or ""):
-        contact.pop("email")
     app = FastAPI(
         title=settings.APP_NAME,
         description=settings.APP_DESCRIPTION or "",
@@ -102,7 +106,7 @@ def create_application(
         lifespan=resources.lifespan,
         middleware=_middleware(resources),
         exception_handlers=dict(exception_handlers),
-        generate_unique_id_function=_operation_id,
+        generate_unique_id_function=_operation_ids(),
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -110,15 +114,28 @@ def create_application(
     )
     app.state.resources = resources
     document_errors(app)
-    include_routers(app, settings)
-    if settings.ENVIRONMENT is not EnvironmentOption.PRODUCTION:
-        add_docs(app, [Depends(docs_guard)] if settings.ENVIRONMENT is EnvironmentOption.STAGING else [])
+    if isinstance(router, APIRouter):
+        app.include_router(router)
+    else:
+        router(app, settings)
+    if settings.ENVIRONMENT is EnvironmentOption.LOCAL:
+        add_docs(app, [])
+    elif settings.ENVIRONMENT is EnvironmentOption.STAGING and docs_guard is not None:
+        add_docs(app, [Depends(docs_guard)])
     prepare_cached_routes(app)
     return app
 
 
-def _operation_id(route: APIRoute) -> str:
-    return route.name
+def _operation_ids() -> Callable[[APIRoute], str]:
+    """Name each operation after its function; the second one of a name gets its path and method, too."""
+    first: dict[str, str] = {}
+
+    def operation_id(route: APIRoute) -> str:
+        unique = re.sub(r"\W", "_", f"{route.name}{route.path}_{min(route.methods or ())}").lower()
+        is_first = not route.include_in_schema or first.setdefault(route.name, unique) == unique
+        return route.name if is_first else unique
+
+    return operation_id
 
 
 def _middleware(resources: Resources) -> list[Middleware]:

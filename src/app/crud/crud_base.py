@@ -5,6 +5,7 @@ raises an error of `app.core.exceptions`, and the transaction cannot continue. T
 inside `async with db.begin_nested():`.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Generic, cast
@@ -12,11 +13,12 @@ from typing import Any, Generic, cast
 import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy import ClauseElement, CursorResult, Executable, Update, delete, update
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
 from app.core.database import Base, Database, fetch_all
-from app.core.exceptions import NotFoundError, UnknownFilterError
+from app.core.exceptions import InvalidValueError, NotFoundError, UnknownFilterError
 from app.core.models import now
 from app.crud import statements as sql
 
@@ -104,7 +106,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         `after`) and `items_per_page`.
         """
         if offset < 0 or limit < 1:
-            raise ValueError(f"offset must be 0 or more and limit 1 or more, not {offset} and {limit}")
+            raise InvalidValueError(f"offset must be 0 or more and limit 1 or more, not {offset} and {limit}")
         if after is not None and (offset or len(sql.primary_key(self.model)) > 1):
             raise ValueError("`after` goes with a primary key of one column, and not with an offset")
         columns = sql.columns_to_select(self.model, schema_to_select)
@@ -136,15 +138,6 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         rows = await fetch_all(db, sql.select_count(self.model, shape), parameters)
         return int(rows[0][0])
 
-    async def lock_key(self, db: AsyncSession, **filters: Any) -> Any:
-        """Return the primary key of the one row that matches, or None, and lock it until the commit.
-
-        Meanwhile no other transaction deletes the row or changes a unique column of it, such as a name.
-        """
-        shape, parameters = sql.parse_filters(self.model, filters)
-        statement = sql.select_locked(self.model, sql.key_names(self.model), shape)
-        return (await db.execute(statement, parameters)).scalar_one_or_none()
-
     async def create(self, db: AsyncSession, object: CreateT, **values: Any) -> ModelT:
         """Insert a row and return it as the model, as the database holds it: rounded to the scale of a price, say.
 
@@ -153,7 +146,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         for name, value in values.items():
             if isinstance(value, sql.Lookup):
                 shape, parameters = sql.parse_filters(value.model, value.filters)
-                found = await db.execute(sql.select_locked(value.model, (value.column,), shape), parameters)
+                found = await db.execute(sql.select_locked(value.model, value.column, shape), parameters)
                 if (row := found.one_or_none()) is None:
                     raise NotFoundError(f"{value.model.__name__} not found")
                 values[name] = row[0]
@@ -218,7 +211,8 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     async def _refresh_loaded(self, db: AsyncSession) -> None:
         for row in [*db.identity_map.values()]:
             if isinstance(row, self.model):
-                await _refresh(db, row)
+                with contextlib.suppress(InvalidRequestError):  # another transaction has deleted the row
+                    await _refresh(db, row)
 
     def _parse_filters_of_write(self, filters: Mapping[str, Any]) -> tuple[sql.FilterShape, dict[str, Any]]:
         if not filters:

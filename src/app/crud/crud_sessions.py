@@ -3,7 +3,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Delete, Row, bindparam, delete, func, select, true, union_all
+from sqlalchemy import Row, bindparam, delete, func, select, true, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import BUILT_ONCE, Database, fetch_all
@@ -106,12 +106,13 @@ class CRUDSession(CRUDBase[Session, Client, Client]):
 
     async def end_all(self, db: AsyncSession, user_id: int, *, except_id: int | None = None) -> int:
         """End the sessions of a user, except the one with the id `except_id`; return their number."""
-        return await execute_write(db, _delete_sessions(user_id, except_id))
+        # With None, SQLAlchemy writes IS NOT NULL, which is true of every id.
+        return await execute_write(db, delete(Session).where(Session.user_id == user_id, Session.id != except_id))
 
     async def end_all_and_revoke_reset(self, db: AsyncSession, user_id: int, *, except_id: int | None = None) -> None:
         """End the sessions of a user, except the one with the id `except_id`, and revoke a mailed reset token."""
-        ended = _delete_sessions(user_id, except_id).returning(Session.id).cte("ended")
-        await db.execute(delete(PasswordReset).where(PasswordReset.user_id == user_id).add_cte(ended))
+        await self.end_all(db, user_id, except_id=except_id)
+        await db.execute(delete(PasswordReset).where(PasswordReset.user_id == user_id))
 
     async def get_active(self, db: Database, user_id: int, offset: int, limit: int) -> dict[str, Any]:
         """Return one page of a user's unexpired sessions, as `get_multi` does."""
@@ -129,11 +130,6 @@ class CRUDSession(CRUDBase[Session, Client, Client]):
         of_deleted = select(unexpired.c.id).select_from(User).join(unexpired, true()).where(User.is_deleted)
         dead = union_all(expired, of_deleted.limit(at_most)).limit(at_most)
         return await execute_write(db, delete(Session).where(Session.id.in_(dead)))
-
-
-def _delete_sessions(user_id: int, except_id: int | None) -> Delete:
-    # With None, SQLAlchemy writes IS NOT NULL, which is true of every id.
-    return delete(Session).where(Session.user_id == user_id, Session.id != except_id)
 
 
 crud_sessions = CRUDSession(Session)

@@ -6,7 +6,7 @@ from app.schemas.tier import TierCreate, TierUpdate
 
 class CRUDTier(CRUDBase[Tier, TierCreate, TierUpdate]):
     def id_of(self, name: str) -> Lookup:
-        """Return a lookup: the statement that reads finds the id of the tier with this name."""
+        """The id of the tier with this name, as a value in queries of other tables."""
         return Lookup(Tier, "id", {"name": name})
 
 

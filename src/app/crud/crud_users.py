@@ -1,12 +1,11 @@
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, null, or_, select, update
+from sqlalchemy import and_, bindparam, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import BUILT_ONCE, Database, fetch_all
 from app.core.exceptions import ConflictError
-from app.core.models import now
 from app.crud.crud_base import CRUDBase
 from app.crud.statements import Lookup, columns_of
 from app.models.password_reset import PasswordReset
@@ -16,28 +15,21 @@ from app.models.user import User
 from app.schemas.rate_limit import RateLimitRead
 from app.schemas.user import Caller, UserCreateInternal, UserReadOwn, UserUpdate
 
-
-def _select_caller(*session: ColumnElement[Any]) -> Select[Any]:
-    return (
-        select(
-            *(getattr(User, key) for key in Caller.__annotations__ if key in columns_of(User)),
-            *session,
-            RateLimit.limit.label("rate_limit"),
-            RateLimit.period.label("rate_period"),
-        )
-        .select_from(User)
-        .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
-        .where(User.uuid == bindparam("user"), ~User.is_deleted)
-        .execution_options(**BUILT_ONCE)
+_SELECT_CALLER = (
+    select(
+        *(getattr(User, key) for key in Caller.__annotations__ if key in columns_of(User)),
+        Session.id.label("session_id"),
+        Session.created_at.label("session_created_at"),
+        RateLimit.limit.label("rate_limit"),
+        RateLimit.period.label("rate_period"),
     )
-
-
-_SELECT_CALLER = _select_caller(null().label("session_id"), null().label("session_created_at"))
-_SELECT_CALLER_IN_SESSION = _select_caller(
-    Session.id.label("session_id"), Session.created_at.label("session_created_at")
-).join(
-    Session,
-    and_(Session.user_id == User.id, Session.uuid == bindparam("session"), Session.expires_at > func.now()),
+    .outerjoin(
+        Session,
+        and_(Session.user_id == User.id, Session.uuid == bindparam("session"), Session.expires_at > func.now()),
+    )
+    .outerjoin(RateLimit, and_(RateLimit.tier_id == User.tier_id, RateLimit.path == bindparam("path")))
+    .where(User.uuid == bindparam("user"), ~User.is_deleted)
+    .execution_options(**BUILT_ONCE)
 )
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
@@ -67,12 +59,9 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
     ) -> Caller | None:
         """Return the active user whom a token names, with the rate limit of their tier for a sanitized path, or None.
 
-        If the uuid of a session is given, the session must not have ended.
+        `session_id` is None if the session with this uuid has ended.
         """
-        statement, values = _SELECT_CALLER, {"user": uuid, "path": path}
-        if session is not None:
-            statement, values["session"] = _SELECT_CALLER_IN_SESSION, session
-        rows = await fetch_all(db, statement, values)
+        rows = await fetch_all(db, _SELECT_CALLER, {"user": uuid, "path": path, "session": session})
         return cast(Caller, dict(zip(_CALLER_KEYS, rows[0], strict=True))) if rows else None
 
     async def get_with_rate_limits(self, db: Database, username: str) -> dict[str, Any] | None:
@@ -107,21 +96,12 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
 
         The token must not have expired, and the user must still have the address that it was mailed to.
         """
-        redeemed = (
-            delete(PasswordReset)
-            .where(PasswordReset.token_hash == token_hash, PasswordReset.expires_at > func.now())
-            .returning(PasswordReset.user_id, PasswordReset.email)
-            .cte("redeemed")
-        )
-        statement = (
-            update(User)
-            .where(User.id == redeemed.c.user_id, User.email == redeemed.c.email, ~User.is_deleted)
-            .values(hashed_password=new_hash, updated_at=now())
-            .returning(User.id, User.username, User.email)
-            .execution_options(synchronize_session=False)
-        )
-        row = (await db.execute(statement)).one_or_none()
-        return None if row is None else {"id": row.id, "username": row.username, "email": row.email}
+        is_valid = PasswordReset.token_hash == token_hash, PasswordReset.expires_at > func.now()
+        redeem = delete(PasswordReset).where(*is_valid).returning(PasswordReset.user_id, PasswordReset.email)
+        if (token := (await db.execute(redeem)).one_or_none()) is None:
+            return None
+        owner = {"id": token.user_id, "email": token.email, "is_deleted": False}
+        return await self.update_one(db, {"hashed_password": new_hash}, ["id", "username", "email"], **owner)
 
     def id_of(self, username: str, **filters: Any) -> Lookup:
         """The id of the active user with this name, as a value in queries of other tables."""

@@ -29,7 +29,7 @@ class Lookup(NamedTuple):
 
     Without such a row a filter matches nothing, and `get`, `get_multi` and `create` raise NotFoundError. One statement
     tells an unknown author from one without posts: a second statement could see another state. A write also locks the
-    row until the commit, as `CRUDBase.lock_key` does.
+    row until the commit, so that no other transaction deletes it or changes a unique column of it, such as a name.
     """
 
     model: type[Base]
@@ -173,9 +173,9 @@ def select_one(model: type[Base], columns: Columns, shape: FilterShape) -> sa.Se
 
 
 @lru_cache(maxsize=1024)
-def select_locked(model: type[Base], columns: Columns, shape: FilterShape) -> sa.Select[Any]:
-    chosen = [columns_of(model)[name] for name in columns]
-    return sa.select(*chosen).where(*where_clauses(model, shape, lock=True)).with_for_update(read=True, key_share=True)
+def select_locked(model: type[Base], column: str, shape: FilterShape) -> sa.Select[Any]:
+    statement = sa.select(columns_of(model)[column]).where(*where_clauses(model, shape, lock=True))
+    return statement.with_for_update(read=True, key_share=True)
 
 
 @lru_cache(maxsize=1024)

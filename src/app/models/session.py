@@ -1,6 +1,6 @@
 from datetime import datetime
 
-from sqlalchemy import DateTime, ForeignKey, Index, String
+from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base
@@ -21,9 +21,9 @@ class Session(UUIDModel, Base):
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
     user_id: Mapped[int] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
     refresh_hash: Mapped[str] = mapped_column(String(64), repr=False)
-    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    expires_at: Mapped[datetime]
     user_agent: Mapped[str] = mapped_column(String(255))
     address: Mapped[str] = mapped_column(String(64))
     spent_hash: Mapped[str | None] = mapped_column(String(64), default=None, init=False, repr=False)
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default_factory=now, init=False)
-    last_used_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default_factory=now, init=False)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now, init=False)
+    last_used_at: Mapped[datetime] = mapped_column(default_factory=now, init=False)

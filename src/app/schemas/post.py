@@ -3,7 +3,7 @@ from typing import Annotated
 
 from pydantic import MISSING, Field
 
-from app.core.models import InputSchema, ReadSchema, Text, WebUrl
+from app.core.models import DeletableRow, InputSchema, ReadSchema, Text, WebUrl
 
 Title = Annotated[Text, Field(min_length=2, max_length=30, examples=["This is my post"])]
 PostText = Annotated[Text, Field(min_length=1, max_length=63206, examples=["This is the content of my post."])]
@@ -17,6 +17,9 @@ class PostRead(ReadSchema):
     media_url: str | None
     created_by_user_id: int
     created_at: datetime
+
+
+class Post(PostRead, DeletableRow): ...
 
 
 class PostCreate(InputSchema):

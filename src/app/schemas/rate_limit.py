@@ -2,7 +2,7 @@ from typing import Annotated, Self
 
 from pydantic import MISSING, AfterValidator, Field, StringConstraints, model_validator
 
-from app.core.models import InputSchema, ReadSchema, Text, sanitize_path
+from app.core.models import InputSchema, ReadSchema, Text, WholeRow, sanitize_path
 
 # The template of a route, with or without a leading slash; stored as `api_v1_tasks_task`.
 LimitedPath = Annotated[
@@ -23,6 +23,9 @@ class RateLimitRead(ReadSchema):
     path: str
     limit: int
     period: int
+
+
+class RateLimit(RateLimitRead, WholeRow): ...
 
 
 class RateLimitCreate(InputSchema):

@@ -3,7 +3,7 @@ from typing import Annotated
 
 from pydantic import MISSING, Field, StringConstraints
 
-from app.core.models import InputSchema, ReadSchema
+from app.core.models import InputSchema, ReadSchema, WholeRow
 
 # A tier is addressed by its name in a path: letters, digits, spaces and `_.-` only.
 TierName = Annotated[
@@ -17,6 +17,9 @@ class TierRead(ReadSchema):
     id: int
     name: str
     created_at: datetime
+
+
+class Tier(TierRead, WholeRow): ...
 
 
 class TierCreate(InputSchema):

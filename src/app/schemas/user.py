@@ -5,7 +5,7 @@ from uuid import UUID
 from pydantic import MISSING, AfterValidator, BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.core.models import InputSchema, ReadSchema, RowId, Text, WebUrl, normalized_email
+from app.core.models import DeletableRow, InputSchema, ReadSchema, RowId, Text, WebUrl, normalized_email
 from app.core.security.passwords import MAX_PASSWORD_LENGTH, weakness
 from app.schemas.rate_limit import RateLimitRead
 
@@ -70,8 +70,15 @@ class UserReadRateLimits(UserReadOwn):
     tier_rate_limits: list[RateLimitRead]
 
 
+class User(UserReadOwn, DeletableRow):
+    hashed_password: str
+
+
 class UserCreate(UserBase, InputSchema):
+    """Only superusers may put a new user into a tier."""
+
     password: Password
+    tier_id: RowId | None = None
 
     @model_validator(mode="after")
     def _refuse_weak_password(self) -> Self:
@@ -94,6 +101,15 @@ class UserUpdate(InputSchema):
     email: Email | MISSING = MISSING
     profile_image_url: ImageUrl | MISSING | None = MISSING
     current_password: CurrentPassword | MISSING = MISSING
+
+
+class UserUpdateInternal(UserUpdate):
+    updated_at: datetime
+
+
+class UserDelete(InputSchema):
+    is_deleted: bool
+    deleted_at: datetime
 
 
 class UserTierUpdate(InputSchema):

@@ -46,7 +46,7 @@ ROWS = {
     "change_password": SIGNED_IN,
     "forget_password": EVERYBODY,
     "reset_password": EVERYBODY,
-    "write_user": EVERYBODY,
+    "write_user": PUBLIC,
     "read_users": EVERYBODY,
     "read_users_me": SIGNED_IN,
     "read_user": PUBLIC,

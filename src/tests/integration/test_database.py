@@ -20,8 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 from starlette.types import Message, Receive, Scope, Send
 
+from app.api.dependencies import ReaderDep, SessionDep
 from app.core.config import settings
-from app.core.database import ReaderDep, SessionDep, async_get_db, database_url, default_engines, on_commit, transaction
+from app.core.database import async_get_db, database_url, default_engines, on_commit, transaction
 from app.core.exceptions import (
     AppError,
     ConflictError,

@@ -68,7 +68,10 @@ async def test_local(run_server: RunServer, user: User) -> None:
     server = await run_server(environment={"SECRET_KEY": ""})
     await check_pages(server.client, {})
     await check_service(server, user)
+    await server.stop()
     assert server.output.count("SECRET_KEY is not set: tokens are valid in this process only") == 1
+    assert "Application shutdown complete" in server.output
+    assert "Pool" not in server.output
 
 
 class TestStaging:

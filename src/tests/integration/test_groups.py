@@ -13,7 +13,7 @@ from app.models.user import User
 from scripts.servers import HOST, free_port
 from tests.environment import SRC
 from tests.factories import PASSWORD
-from tests.fixtures import RedisRoles, RunningServer, RunServer
+from tests.fixtures import RedisRoles, RunningServer, RunProgram, RunServer
 from tests.helper import sign_in
 from tests.specimen.factories import make_moth
 from tests.specimen.main import SPECIMEN
@@ -44,22 +44,28 @@ def app(specimen: FastAPI) -> FastAPI:
     return specimen
 
 
+def copy_without(folder: Path, *groups: str) -> Path:
+    """Copy the service without these settings groups."""
+    copy = folder / "src"
+    for name in ("app", "migrations", "scripts", "tests/specimen"):
+        ignore = shutil.ignore_patterns("__pycache__", "*.log*")
+        shutil.copytree(SRC / name, copy / name, ignore=ignore)
+    shutil.copy(SRC / "alembic.ini", copy)
+    config = copy / "app" / "core" / "config.py"
+    before, start_of_class, rest = config.read_text().partition("class Settings(\n")
+    for group in groups:
+        rest, count = re.subn(rf"    {group},\n", "", rest, count=1)
+        assert count == 1, f"{group} is not among the bases of Settings"
+    config.write_text(before + start_of_class + rest)
+    return copy
+
+
 @pytest.fixture
 def start_without(run_server: RunServer, tmp_path: Path) -> StartWithout:
     """Start a copy of the service without these settings groups and without their servers."""
 
     async def start(*groups: str) -> RunningServer:
-        copy = tmp_path / "src"
-        for folder in ("app", "migrations", "tests/specimen"):
-            ignore = shutil.ignore_patterns("__pycache__", "*.log*")
-            shutil.copytree(SRC / folder, copy / folder, ignore=ignore)
-        shutil.copy(SRC / "alembic.ini", copy)
-        config = copy / "app" / "core" / "config.py"
-        before, start_of_class, rest = config.read_text().partition("class Settings(\n")
-        for group in groups:
-            rest, count = re.subn(rf"    {group},\n", "", rest, count=1)
-            assert count == 1, f"{group} is not among the bases of Settings"
-        config.write_text(before + start_of_class + rest)
+        copy = copy_without(tmp_path, *groups)
         roles = {"RedisCacheSettings": "CACHE", "RedisQueueSettings": "QUEUE", "RedisRateLimiterSettings": "RATE_LIMIT"}
         nowhere = {f"REDIS_{roles[group]}_PORT": str(free_port()) for group in groups if group in roles}
         environment = {**nowhere, **WEB_SECURITY, "DEFAULT_RATE_LIMIT_LIMIT": "2"}
@@ -155,3 +161,23 @@ async def test_left_out(start_without: StartWithout, user: User, redis: RedisRol
 async def test_all_of_them_left_out(start_without: StartWithout, user: User) -> None:
     server = await start_without(*OPTIONAL)
     await check(server, user, *OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    ("group", "command"),
+    [
+        ("EnvironmentSettings", ["gunicorn", "app.main:app", "-b", f"{HOST}:1", "--no-control-socket"]),
+        ("AppSettings", ["uvicorn", "app.main:app", "--port", "1"]),
+        ("PostgresSettings", ["alembic", "current"]),
+        ("RedisQueueSettings", ["arq", "app.worker.WorkerSettings"]),
+        ("FirstUserSettings", ["scripts.create_first_superuser"]),
+        ("FirstUserSettings", ["scripts.create_first_tier"]),
+    ],
+)
+async def test_process_that_needs_the_group_names_it(
+    run_program: RunProgram, tmp_path: Path, group: str, command: list[str]
+) -> None:
+    program = await run_program(*command, cwd=copy_without(tmp_path, group))
+    assert await program.wait() != 0
+    assert f"{group} is needed here: let the class Settings inherit it\n" in program.output
+    assert "Traceback" not in program.output

@@ -75,9 +75,7 @@ READS: dict[str, Callable[[Reader], Awaitable[Any]]] = {
     "sessions": lambda db: crud_sessions.get_active(db, 5, 0, 10),
 }
 WRITES: dict[str, Callable[[Any], Awaitable[Any]]] = {
-    "lock a name": lambda db: crud_users.lock_key(db, username="user5"),
-    "lock a name of an active user": lambda db: crud_users.lock_key(db, username="user5", is_deleted=False),
-    "lock the name of a drawer": lambda db: crud_drawers.lock_key(db, name="drawer5"),
+    "write by the name of an owner": lambda db: crud_moths.update(db, {"title": "x"}, id=5, **OTHER),
     "lock a password": lambda db: crud_users.lock_password(db, 5),
     "change a password": lambda db: crud_users.change_password(db, 5, "old", "new"),
     "reset a password": lambda db: crud_users.reset_password(db, "hash5", "new"),

@@ -16,8 +16,8 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import text
 from starlette.types import Receive, Scope, Send
 
+from app.api.dependencies import SessionDep
 from app.core.config import EnvironmentOption
-from app.core.database import SessionDep
 from app.models.user import User
 from scripts.servers import HOST
 from tests.environment import SRC

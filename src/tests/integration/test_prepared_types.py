@@ -191,7 +191,9 @@ async def check(db: AsyncSession, statement: Any, parameters: dict[str, Any]) ->
 async def test_rows_and_filters(table: Table) -> None:
     column = table.c.value
     all_rows = select(table.c.id, column).order_by(table.c.id).execution_options(**BUILT_ONCE)
-    assert (prepare(all_rows, default_engines.read.dialect) is not None) == (type(column.type) in TYPES)
+    is_converted = isinstance(column.type, types.Uuid) and not column.type.as_uuid
+    is_prepared = prepare(all_rows, default_engines.read.dialect) is not None
+    assert is_prepared == (type(column.type) in TYPES and not is_converted)
     async with transaction() as db:
         rows = await check(db, all_rows, {})
         if not isinstance(column.type, WITHOUT_EQUALITY):
@@ -220,13 +222,11 @@ STRATEGIES: dict[Any, Any] = {
     types.SmallInteger: st.integers(-(2**15), 2**15 - 1),
     types.Integer: st.integers(-(2**31), 2**31 - 1),
     types.BigInteger: st.integers(-(2**63), 2**63 - 1),
-    types.Boolean: st.booleans(),
     types.Text: st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=50),
     types.Date: st.dates(),
     types.DateTime: st.datetimes(),
     types.Time: st.times(),
     types.Uuid: st.uuids(),
-    types.LargeBinary: st.binary(max_size=50),
 }
 ECHO = {
     kind: select(bindparam("value", type_=kind()).label("value")).execution_options(**BUILT_ONCE) for kind in STRATEGIES

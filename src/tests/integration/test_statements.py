@@ -109,12 +109,12 @@ class TestReads:
         statements.clear()
         response = await client.post("/api/v1/user/me/password", json=body, headers=user_headers)
         assert response.status_code == 200
-        assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "UPDATE", "WITH", "COMMIT;"]
+        assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "UPDATE", "DELETE", "DELETE", "COMMIT;"]
         await make_password_reset(user, "token")
         statements.clear()
         reset = {"token": "token", "new_password": "An0ther&"}
         assert (await client.post("/api/v1/password/reset", json=reset)).status_code == 200
-        assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "WITH", "DELETE", "COMMIT;"]
+        assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "DELETE", "UPDATE", "DELETE", "COMMIT;"]
 
     async def test_refresh(self, client: httpx.AsyncClient, user_headers: Headers, statements: Statements) -> None:
         """One statement locks the session and one writes it."""

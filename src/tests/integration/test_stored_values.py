@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from app.api.dependencies import ReaderDep, SessionDep
-from app.core.database import Base, default_engines
+from app.core.database import Base, default_engines, transaction
 from app.core.models import InputSchema, ReadSchema, RowId, TimestampModel
 from app.crud.crud_base import CRUDBase
 from tests.fixtures import Statements, open_client
@@ -236,3 +236,13 @@ async def test_types_that_are_stored_as_given_need_no_second_statement(
     statements.clear()
     await client.post("/plain", json={**PLAIN, "until": "2026-02-28T12:30:15+01:00"})
     assert [sql.split()[0] for sql in statements.written] == ["BEGIN;", "INSERT", "SELECT", "COMMIT;"]
+
+
+async def test_loaded_row_that_another_transaction_deletes(client: httpx.AsyncClient) -> None:
+    first, second = [(await client.post("/item", json=ITEM)).json()["id"] for _ in range(2)]
+    async with transaction() as db:
+        rows = [await db.get_one(Item, key) for key in (first, second)]
+        async with transaction() as other:
+            await crud_items.db_delete(other, id=first)
+        assert await crud_items.update(db, {"price": Decimal("1.5")}, id=second) == 1
+        assert str(rows[1].price) == "1.50"

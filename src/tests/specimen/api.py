@@ -28,6 +28,8 @@ from app.core.cache import cache, do_not_store
 from app.core.models import Message, RowId, Text
 from app.core.queue import ArqJob, queue_of
 from app.crud.crud_users import crud_users
+from app.crud.statements import Lookup
+from app.models.user import User
 from app.schemas.user import Username
 from tests.specimen.crud import crud_drawers, crud_moths, crud_slips
 from tests.specimen.models import Drawer, Moth, Slip
@@ -111,8 +113,8 @@ async def erase_moth(request: Request, username: Username, id: MothId, db: Sessi
 async def erase_db_moth(
     request: Request, username: Username, id: MothId, db: SessionDep, _: CurrentSuperuser
 ) -> Message:
-    user_id = await crud_users.lock_key(db, username=username)
-    if user_id is None or not await crud_moths.db_delete(db, id=id, created_by_user_id=user_id):
+    owner_id = Lookup(User, "id", {"username": username})  # also of a deleted user
+    if not await crud_moths.db_delete(db, id=id, created_by_user_id=owner_id):
         raise errors.NotFoundError("Moth not found")
     return Message(message="Moth deleted from the database")
 
@@ -162,11 +164,11 @@ slips = APIRouter(
 )
 
 
-async def get_drawer_id(drawer_name: Text, db: SessionDep) -> int:
-    return int(ensure_found(await crud_drawers.lock_key(db, name=drawer_name), "Drawer"))
+async def get_drawer_id(drawer_name: Text) -> Lookup:
+    return crud_drawers.id_of(drawer_name)
 
 
-DrawerId = Annotated[int, Depends(get_drawer_id)]
+DrawerId = Annotated[Lookup, Depends(get_drawer_id)]
 
 
 @slips.post("/slip", response_model=SlipRead, status_code=201)

@@ -120,10 +120,18 @@ class TestDefaults:
     def test_every_one(self) -> None:
         assert plain(Settings()) == DEFAULTS
 
-    def test_empty_values_count_as_absent(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in DEFAULTS.keys() - {"SECRET_KEY"}:
-            monkeypatch.setenv(name, "")
-        assert plain(Settings()) == DEFAULTS
+    @pytest.mark.parametrize("value", ["", "  ", "#", "# pick an algorithm, default HS256", " # minutes"])
+    def test_values_that_count_as_absent(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
+        """Docker Compose takes the comment in `ALGORITHM= # pick one` for the value."""
+        file = tmp_path / ".env"
+        file.write_text("".join(f'{name}="{value}"\n' for name in (*DEFAULTS, "LICENSE")))
+        monkeypatch.delenv("SECRET_KEY")
+        assert plain(Settings(_env_file=file)) == {**DEFAULTS, "SECRET_KEY": ""}
+        for name in (*DEFAULTS, "LICENSE"):
+            monkeypatch.setenv(name, value)
+        assert plain(Settings()) == {**DEFAULTS, "SECRET_KEY": ""}
+        file.write_text("APP_NAME='of the file # 1'\n")
+        assert Settings(_env_file=file).APP_NAME == "of the file # 1"
 
     @pytest.mark.parametrize("comment", [" # result of openssl rand -hex 32", "", "   "])
     def test_value_that_is_only_a_comment(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, comment: str) -> None:
@@ -136,7 +144,7 @@ class TestDefaults:
         assert settings.DEFAULT_RATE_LIMIT_LIMIT == 7
         assert settings.TEST_PASSWORD.get_secret_value() == "a$b"
         assert len(settings.secret_key) == 64
-        assert Settings(_env_file=file).secret_key != settings.secret_key
+        assert not settings.SECRET_KEY
         with pytest.raises(ValidationError, match="SECRET_KEY is missing"):
             Settings(_env_file=file, ENVIRONMENT=EnvironmentOption.PRODUCTION)
 
@@ -196,7 +204,16 @@ class TestDefaults:
     def test_placeholders_that_are_no_addresses(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CONTACT_EMAIL", "Your email")
         monkeypatch.setenv("ADMIN_EMAIL", "your_email")
-        assert Settings().CONTACT_EMAIL == "Your email"
+        assert Settings().CONTACT_EMAIL is None
+        assert Settings().ADMIN_EMAIL == "your_email"
+
+    @pytest.mark.parametrize("address", ["me@localhost", "me@", "@example.com", "a b@example.com", "me@example..com"])
+    def test_contact_that_openapi_would_refuse(self, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+        monkeypatch.setenv("CONTACT_EMAIL", address)
+        with pytest.raises(SystemExit, match="CONTACT_EMAIL: value is not a valid email address"):
+            config.load_settings()
+        monkeypatch.setenv("CONTACT_EMAIL", "me@example.com")
+        assert config.load_settings().CONTACT_EMAIL == "me@example.com"
 
 
 class TestEnvironment:
@@ -213,9 +230,14 @@ class TestEnvironment:
 
 
 class TestSecretKey:
-    def test_local_makes_one_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_local_makes_one_up_for_each_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("SECRET_KEY")
-        assert len({Settings().secret_key for _ in range(3)}) == 3
+        own = Settings().secret_key
+        program = "from app.core.config import settings; print(settings.secret_key)"
+        command = [sys.executable, "-c", program]
+        other = subprocess.run(command, cwd=config.SRC, capture_output=True, text=True, check=True)  # noqa: S603
+        assert other.stderr == ""
+        assert len({own, Settings().secret_key, other.stdout.strip()}) == 2
 
     @pytest.mark.parametrize("environment", ["staging", "production"])
     @pytest.mark.parametrize(
@@ -225,7 +247,7 @@ class TestSecretKey:
             ("", "SECRET_KEY is missing"),
             ("tooshrt", "SECRET_KEY is shorter than 32 bytes"),
             ("q7#" * 10, "SECRET_KEY is shorter than 32 bytes"),
-            ("# result of openssl rand -hex 32", "SECRET_KEY is a placeholder"),
+            ("# result of openssl rand -hex 32", "SECRET_KEY is missing"),
             ("your-secret-key-goes-here-your-secret", "SECRET_KEY is a placeholder"),
             ("CHANGE-ME-change-me-CHANGE-ME-change-me", "SECRET_KEY is a placeholder"),
             ("0" * 64, "SECRET_KEY is a placeholder"),
@@ -348,6 +370,30 @@ class TestFiles:
         file = tmp_path / "other"
         file.write_text("APP_NAME=other\nTEST_NAME=other\n")
         assert self.read(src, ENV_FILE=str(file)) == ["other", "free", "other"]
+
+    @pytest.mark.parametrize("group", ["EnvironmentSettings", "AppSettings", "PostgresSettings", "CryptSettings"])
+    def test_group_that_every_service_needs(self, src: Path, group: str) -> None:
+        file = src / "app" / "core" / "config.py"
+        before, start_of_class, bases = file.read_text().partition("class Settings(\n")
+        assert f"    {group},\n" in bases
+        file.write_text(before + start_of_class + bases.replace(f"    {group},\n", "", 1))
+        assert self.refusal(src) == [f"{group} is needed here: let the class Settings inherit it"]
+
+    def test_file_that_cannot_be_read(self, src: Path) -> None:
+        (src / ".env").symlink_to("/proc/self/mem")  # a file whose reading fails for every user
+        assert self.refusal(src) == [".env cannot be read (Input/output error)"]
+
+    def test_file_that_is_not_utf_8(self, src: Path) -> None:
+        (src / ".env").write_bytes(b"APP_NAME=\xff\n")
+        assert self.refusal(src) == [".env is not UTF-8 (invalid start byte)"]
+
+    def refusal(self, src: Path) -> list[str]:
+        """Return the lines below the first that a process prints which does not start."""
+        with pytest.raises(subprocess.CalledProcessError) as refused:
+            self.read(src)
+        first, *lines = refused.value.stderr.splitlines()
+        assert first == "Settings refused, the service does not start:"
+        return [line.strip() for line in lines]
 
     def test_none(self, src: Path) -> None:
         (src / ".env").write_text("APP_NAME=src\n")

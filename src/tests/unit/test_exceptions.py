@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from app.api.exceptions import handle_app_error, responses, status_code
@@ -55,7 +57,9 @@ def test_status(error: type[AppError], expected: int) -> None:
 async def test_response(error: type[AppError]) -> None:
     response = await handle_app_error(None, error("Read \ud800 this"))  # type: ignore[arg-type]
     assert response.status_code == STATUS_CODES[error]
-    assert response.body == b'{"detail": "Read \\ud800 this"}'
+    in_list = {"type": "value_error", "loc": [], "msg": "Read \ud800 this"}
+    detail = [in_list] if response.status_code == 422 else "Read \ud800 this"
+    assert response.body == json.dumps({"detail": detail}).encode()
     if response.status_code == 401:
         assert response.headers["WWW-Authenticate"] == "Bearer"
     if response.status_code == 503:

@@ -20,14 +20,7 @@ from app.schemas.session import PasswordForgotten, PasswordResetConfirmation
 REFUSED = "The token is not valid, has expired or was used: ask for another one"
 
 
-async def limit_resets(request: Request) -> None:
-    """Refuse requests from one address beyond the limit."""
-    settings = settings_of(request)
-    if isinstance(settings, AbuseLimitSettings):
-        limit, period = settings.PASSWORD_RESET_LIMIT, settings.PASSWORD_RESET_PERIOD
-        await limit_by_address(request, "password_reset", limit, period)
-
-
+limit_resets = limit_by_address("password_reset", "PASSWORD_RESET_LIMIT", "PASSWORD_RESET_PERIOD")
 router = APIRouter(
     prefix="/password",
     tags=["passwords"],

@@ -11,7 +11,9 @@ from app.core.exceptions import ForbiddenError, NotFoundError, UnauthorizedError
 from app.core.models import Message, RowId
 from app.crud.crud_posts import crud_posts
 from app.crud.crud_users import crud_users
+from app.crud.statements import Lookup
 from app.models.post import Post
+from app.models.user import User
 from app.schemas.post import PostCreate, PostRead, PostUpdate
 from app.schemas.user import Username
 
@@ -89,7 +91,7 @@ async def erase_db_post(
     request: Request, username: Username, id: PostId, db: SessionDep, _: CurrentSuperuser
 ) -> Message:
     """Delete the row of a post, also of one that was deleted before."""
-    user_id = await crud_users.lock_key(db, username=username)
-    if user_id is None or not await crud_posts.db_delete(db, id=id, created_by_user_id=user_id):
+    author_id = Lookup(User, "id", {"username": username})  # also of a deleted user
+    if not await crud_posts.db_delete(db, id=id, created_by_user_id=author_id):
         raise NotFoundError("Post not found")
     return Message(message="Post deleted from the database")

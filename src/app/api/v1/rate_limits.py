@@ -20,19 +20,13 @@ router = APIRouter(
 )
 
 
-async def get_tier_id(tier_name: Text, db: SessionDep) -> int:
-    """The id of the tier named in the path; its name is locked until the request has committed."""
-    return int(ensure_found(await crud_tiers.lock_key(db, name=tier_name), "Tier"))
-
-
-TierId = Annotated[int, Depends(get_tier_id)]
 RateLimitId = Annotated[RowId, Path()]
 
 
 @router.post("/rate_limit", response_model=RateLimitRead, status_code=201, responses=responses(DuplicateValueError))
-async def write_rate_limit(tier_id: TierId, rate_limit: RateLimitCreate, db: SessionDep) -> RateLimit:
+async def write_rate_limit(tier_name: Text, rate_limit: RateLimitCreate, db: SessionDep) -> RateLimit:
     """Limit what each user of the tier may request on a path."""
-    return await crud_rate_limits.create(db, rate_limit, tier_id=tier_id)
+    return await crud_rate_limits.create(db, rate_limit, tier_id=crud_tiers.id_of(tier_name))
 
 
 @router.get("/rate_limits", response_model=PaginatedListResponse[RateLimitRead])
@@ -52,15 +46,16 @@ async def read_rate_limit(id: RateLimitId, tier_name: Text, db: ReaderDep) -> di
 
 
 @router.patch("/rate_limit/{id}", response_model=RateLimitRead, responses=responses(DuplicateValueError))
-async def patch_rate_limit(tier_id: TierId, id: RateLimitId, values: RateLimitUpdate, db: SessionDep) -> dict[str, Any]:
+async def patch_rate_limit(id: RateLimitId, tier_name: Text, values: RateLimitUpdate, db: SessionDep) -> dict[str, Any]:
     """Change the fields that the body names in a rate limit."""
-    rate_limit = await crud_rate_limits.update_one(db, values, RateLimitRead, id=id, tier_id=tier_id)
+    own = {"id": id, "tier_id": crud_tiers.id_of(tier_name)}
+    rate_limit = await crud_rate_limits.update_one(db, values, RateLimitRead, **own)
     return ensure_found(rate_limit, "Rate limit")
 
 
 @router.delete("/rate_limit/{id}")
-async def erase_rate_limit(tier_id: TierId, id: RateLimitId, db: SessionDep) -> Message:
+async def erase_rate_limit(id: RateLimitId, tier_name: Text, db: SessionDep) -> Message:
     """Delete a rate limit; the default limit replaces it."""
-    if not await crud_rate_limits.delete(db, id=id, tier_id=tier_id):
+    if not await crud_rate_limits.delete(db, id=id, tier_id=crud_tiers.id_of(tier_name)):
         raise NotFoundError("Rate limit not found")
     return Message(message="Rate limit deleted")

@@ -13,11 +13,10 @@ from app.api.dependencies import (
     OptionalUser,
     ReaderDep,
     SessionDep,
-    limit_sign_ups,
 )
 from app.api.exceptions import ensure_found, responses
 from app.api.paginated import CursorPageDep, PaginatedListResponse
-from app.api.password_checks import confirm_caller
+from app.api.password_checks import confirm_caller, limit_by_address
 from app.core import exceptions as errors
 from app.core.cache import cache, store_of
 from app.core.database import on_commit
@@ -25,21 +24,13 @@ from app.core.http import audit, passwords_of
 from app.core.models import Message
 from app.crud.crud_users import LastSuperuserError, crud_users
 from app.models.user import User
+from app.schemas import user as schemas
 from app.schemas.session import PasswordConfirmation
-from app.schemas.user import (
-    Caller,
-    UserCreate,
-    UserCreateInternal,
-    Username,
-    UserRead,
-    UserReadOwn,
-    UserReadRateLimits,
-    UserTierUpdate,
-    UserUpdate,
-)
+from app.schemas.user import Caller, Username, UserRead, UserReadOwn
 
 router = APIRouter(tags=["users"])
 
+limit_sign_ups = limit_by_address("sign_up", "SIGN_UP_LIMIT", "SIGN_UP_PERIOD")
 _GUARDED = responses(errors.UnauthorizedError, errors.ForbiddenError, errors.NotFoundError)
 _PATCH = _GUARDED | responses(errors.DuplicateValueError, errors.RateLimitExceededError)
 _ERASE = _GUARDED | responses(LastSuperuserError, errors.RateLimitExceededError)
@@ -61,16 +52,24 @@ Confirmation = Annotated[
     response_model=UserReadOwn,
     status_code=201,
     dependencies=[Depends(limit_sign_ups)],
-    responses=responses(errors.DuplicateValueError, errors.RateLimitExceededError),
+    responses=responses(
+        errors.UnauthorizedError,
+        errors.MissingReferenceError,
+        errors.DuplicateValueError,
+        errors.RateLimitExceededError,
+    ),
+    openapi_extra=TOKEN_OPTIONAL,
 )
-async def write_user(request: Request, user: UserCreate, db: SessionDep) -> User:
+async def write_user(request: Request, user: schemas.UserCreate, db: SessionDep, caller: OptionalUser) -> User:
     """Sign up."""
-    audit.note(request.scope, who=None)
+    audit.note(request.scope, who=caller and caller["id"])
+    if user.tier_id is not None and not (caller and caller["is_superuser"]):
+        raise errors.InvalidValueError("Only superusers may set the tier_id of a new user")
     hashed_password = await passwords_of(request).hash(user.password)
-    internal = UserCreateInternal(**user.model_dump(exclude={"password"}), hashed_password=hashed_password)
+    internal = schemas.UserCreateInternal(**user.model_dump(exclude={"password"}), hashed_password=hashed_password)
     created = await crud_users.create(db, internal)
     _invalidate_new_name(request, db, created.username)
-    audit.note(request.scope, who=created.id)
+    audit.note(request.scope, **({"target": created.id} if caller else {"who": created.id}))
     return created
 
 
@@ -109,7 +108,7 @@ async def read_user(username: Username, db: ReaderDep, current_user: OptionalUse
 async def patch_user(
     request: Request,
     username: Username,
-    values: UserUpdate,
+    values: schemas.UserUpdate,
     db: SessionDep,
     reader: ReaderDep,
     user_id: EditableUserId,
@@ -166,7 +165,7 @@ async def erase_db_user(
     return Message(message="User deleted from the database")
 
 
-@router.get("/user/{username}/rate_limits", response_model=UserReadRateLimits, responses=_GUARDED)
+@router.get("/user/{username}/rate_limits", response_model=schemas.UserReadRateLimits, responses=_GUARDED)
 async def read_user_rate_limits(username: Username, db: ReaderDep, _: CurrentSuperuser) -> dict[str, Any]:
     """Read a user with the rate limits of their tier."""
     return ensure_found(await crud_users.get_with_rate_limits(db, username), "User")
@@ -174,7 +173,7 @@ async def read_user_rate_limits(username: Username, db: ReaderDep, _: CurrentSup
 
 @router.patch("/user/{username}/tier", response_model=UserReadOwn, responses=_GUARDED)
 async def patch_user_tier(
-    request: Request, username: Username, values: UserTierUpdate, db: SessionDep, _: CurrentSuperuser
+    request: Request, username: Username, values: schemas.UserTierUpdate, db: SessionDep, _: CurrentSuperuser
 ) -> dict[str, Any]:
     """Put a user into a tier."""
     try:

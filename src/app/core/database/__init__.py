@@ -1,16 +1,16 @@
 """The database. Models: `base`. Connections: `engines` over `pool` and `server`. SQLSTATE to exception: `errors`.
 
-Reads without a transaction: `reader` with `prepared`. Units of work: `session`. What endpoints declare: `dependencies`.
+Reads without a transaction: `reader` with `prepared`. Units of work: `session`. For endpoints: `dependencies`.
 """
 
 from app.core.database.base import Base
-from app.core.database.dependencies import ReaderDep, SessionDep, async_get_db, get_reader, session_of
+from app.core.database.dependencies import async_get_db, get_reader, session_of
 from app.core.database.engines import Engines, database_url, default_engines, engines_of
 from app.core.database.prepared import BUILT_ONCE
 from app.core.database.reader import Database, Reader, fetch_all
 from app.core.database.session import on_commit, transaction
 
 __all__ = [
-    "BUILT_ONCE", "Base", "Database", "Engines", "Reader", "ReaderDep", "SessionDep", "async_get_db", "database_url",
-    "default_engines", "engines_of", "fetch_all", "get_reader", "on_commit", "session_of", "transaction",
+    "BUILT_ONCE", "Base", "Database", "Engines", "Reader", "async_get_db", "database_url", "default_engines",
+    "engines_of", "fetch_all", "get_reader", "on_commit", "session_of", "transaction",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Dependencies of endpoints: `SessionDep` writes in the request's transaction, `ReaderDep` reads without one."""
+"""The dependencies behind `SessionDep` and `ReaderDep`."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, cast
@@ -39,7 +39,3 @@ def session_of(connection: HTTPConnection) -> AsyncSession | None:
 
 async def get_reader(connection: HTTPConnection) -> Reader:
     return engines_of(connection).reader
-
-
-SessionDep = Annotated[AsyncSession, Depends(async_get_db)]
-ReaderDep = Annotated[Reader, Depends(get_reader)]

@@ -1,49 +1,35 @@
 """Run a reading statement on the driver without SQLAlchemy's execution, which halves the cost of a small read.
 
-SQLAlchemy compiles the statement once; parameters and rows then pass through the bind and result processors of their
-types. Only statements whose types are all in `TYPES` are run so: `tests/integration/test_prepared_types.py` proves for
-each that the results equal SQLAlchemy's own. POSTGRES_PREPARED_READS=false turns this off.
+SQLAlchemy compiles the statement once. Only statements whose types are all in `TYPES`, and which SQLAlchemy hands over
+unchanged in both directions, are run so: `tests/integration/test_prepared_types.py` proves for each type that the
+results equal SQLAlchemy's own. POSTGRES_PREPARED_READS=false turns this off.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Dialect, Executable, types
 
 BUILT_ONCE = {"built_once": True}
 """Execution options of a statement that is built once and used often: a `Reader` compiles it once, too."""
 TYPES = frozenset({
-    types.BigInteger, types.Boolean, types.Date, types.DateTime, types.Integer, types.LargeBinary, types.NullType,
-    types.SmallInteger, types.String, types.Text, types.Time, types.Unicode, types.UnicodeText, types.Uuid,
+    types.BigInteger, types.Boolean, types.Date, types.DateTime, types.Integer, types.NullType, types.SmallInteger,
+    types.String, types.Text, types.Time, types.Unicode, types.UnicodeText, types.Uuid,
 })  # fmt: skip
 """Types of columns and parameters; a subclass is another type, and so is a `TypeDecorator`."""
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedStatement:
-    """The SQL of a statement, and how its parameters and rows are converted."""
+class PreparedStatement(NamedTuple):
+    """The SQL of a statement, the names of its parameters in their order, and the values of some."""
 
     sql: str
-    defaults: Mapping[str, Any]
     names: Sequence[str]
-    to_driver: Mapping[str, Callable[[Any], Any]]
-    from_driver: Sequence[Callable[[Any], Any] | None]
+    defaults: Mapping[str, Any]
 
     def arguments(self, given: Mapping[str, Any]) -> list[Any]:
         values = {**self.defaults, **given}
-        for name, process in self.to_driver.items():
-            values[name] = process(values[name])
         return [values[name] for name in self.names]
-
-    def rows(self, records: Sequence[Any]) -> Sequence[Any]:
-        if not any(self.from_driver):
-            return records
-        return [
-            tuple(process(value) if process else value for process, value in zip(self.from_driver, record, strict=True))
-            for record in records
-        ]
 
 
 @lru_cache(maxsize=1024)
@@ -54,15 +40,12 @@ def prepare(statement: Executable, dialect: Dialect) -> PreparedStatement | None
     compiled = cast(Any, statement).compile(dialect=dialect)
     if compiled.literal_execute_params or compiled.post_compile_params:
         return None
-    binds = {name: bind.type for name, bind in compiled.binds.items()}
+    parameters = [bind.type for bind in compiled.binds.values()]
     columns = [column.type for column in cast(Any, statement).selected_columns]
-    if any(type(each) not in TYPES for each in (*binds.values(), *columns)):
+    if any(type(kind) not in TYPES for kind in (*parameters, *columns)):
         return None
-    processors = {name: kind.dialect_impl(dialect).bind_processor(dialect) for name, kind in binds.items()}
-    return PreparedStatement(
-        sql=compiled.string,
-        defaults=compiled.params,
-        names=tuple(compiled.positiontup),
-        to_driver={name: process for name, process in processors.items() if process is not None},
-        from_driver=[column.dialect_impl(dialect).result_processor(dialect, None) for column in columns],
-    )
+    to_driver = [kind.dialect_impl(dialect).bind_processor(dialect) for kind in parameters]
+    from_driver = [kind.dialect_impl(dialect).result_processor(dialect, None) for kind in columns]
+    if any((*to_driver, *from_driver)):
+        return None
+    return PreparedStatement(compiled.string, tuple(compiled.positiontup), compiled.params)

@@ -1,7 +1,7 @@
 """Reading outside a transaction, and reading on whatever is given: a `Reader` or a session."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import Executable
@@ -42,7 +42,7 @@ class Reader:
         connection = self._engine.raw_connection()
         driver: Any = connection.driver_connection
         try:
-            return prepared.rows(await_only(driver.fetch(prepared.sql, *prepared.arguments(parameters))))
+            return cast(Sequence[Any], await_only(driver.fetch(prepared.sql, *prepared.arguments(parameters))))
         except Exception as error:
             if isinstance(error, TimeoutError):
                 driver.terminate()

@@ -15,7 +15,7 @@ from app.core.exceptions import DatabaseUnavailableError
 
 logger = logging.getLogger(__name__)
 
-AfterCommit = Callable[[], Awaitable[None]]
+AfterCommit = Callable[[], Awaitable[object]]
 _AFTER_COMMIT = "after_commit"
 _SETTLE_SECONDS = 0.2  # between two checks whether a commit with an unknown outcome is over
 _OLDEST_TRANSACTION = text(
