@@ -64,10 +64,11 @@ def run(top: Path, script: str) -> None:
 
 
 def edit(file: Path, change: str) -> None:
-    """Replace the old lines of a diff, which must be in the file once, by the new ones."""
+    """Replace the old lines of a diff, which must be in the file once, by the new ones; `-…` is any number of lines."""
     text, lines = file.read_text(), change.splitlines(keepends=True)
-    old = "".join(line[1:] or "\n" for line in lines if not line.startswith("+"))
-    new = "".join(line[1:] or "\n" for line in lines if not line.startswith("-"))
-    if (places := f"\n{text}".count(f"\n{old}")) != 1:
+    old = ["(?:.*\n)*?" if line == "-…\n" else re.escape(line[1:] or "\n") for line in lines if line[0] != "+"]
+    new = "".join(line[1:] or "\n" for line in lines if line[0] != "-")
+    pattern = re.compile(f"^{''.join(old)}", re.MULTILINE)
+    if (places := len(pattern.findall(text))) != 1:
         raise TakingOutError(f"{PAGE.name} names lines that are in {places} places of {file}:\n{change}")
-    file.write_text(f"\n{text}".replace(f"\n{old}", f"\n{new}", 1)[1:])
+    file.write_text(pattern.sub(lambda _: new, text))

@@ -76,6 +76,7 @@ READS: dict[str, Callable[[Reader], Awaitable[Any]]] = {
 }
 WRITES: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "write by the name of an owner": lambda db: crud_moths.update(db, {"title": "x"}, id=5, **OTHER),
+    "write by the name of a drawer": lambda db: crud_slips.delete(db, id=5, drawer_id=crud_drawers.id_of("drawer5")),
     "lock a password": lambda db: crud_users.lock_password(db, 5),
     "change a password": lambda db: crud_users.change_password(db, 5, "old", "new"),
     "reset a password": lambda db: crud_users.reset_password(db, "hash5", "new"),

@@ -164,16 +164,9 @@ slips = APIRouter(
 )
 
 
-async def get_drawer_id(drawer_name: Text) -> Lookup:
-    return crud_drawers.id_of(drawer_name)
-
-
-DrawerId = Annotated[Lookup, Depends(get_drawer_id)]
-
-
 @slips.post("/slip", response_model=SlipRead, status_code=201)
-async def write_slip(drawer_id: DrawerId, slip: SlipCreate, db: SessionDep) -> Slip:
-    return await crud_slips.create(db, slip, drawer_id=drawer_id)
+async def write_slip(drawer_name: Text, slip: SlipCreate, db: SessionDep) -> Slip:
+    return await crud_slips.create(db, slip, drawer_id=crud_drawers.id_of(drawer_name))
 
 
 @slips.get("/slips", response_model=PaginatedListResponse[SlipRead])
@@ -190,13 +183,14 @@ async def read_slip(id: SlipId, drawer_name: Text, db: ReaderDep) -> dict[str, A
 
 
 @slips.patch("/slip/{id}", response_model=SlipRead)
-async def patch_slip(drawer_id: DrawerId, id: SlipId, values: SlipUpdate, db: SessionDep) -> dict[str, Any]:
-    return ensure_found(await crud_slips.update_one(db, values, SlipRead, id=id, drawer_id=drawer_id), "Slip")
+async def patch_slip(drawer_name: Text, id: SlipId, values: SlipUpdate, db: SessionDep) -> dict[str, Any]:
+    own: dict[str, Any] = {"id": id, "drawer_id": crud_drawers.id_of(drawer_name)}
+    return ensure_found(await crud_slips.update_one(db, values, SlipRead, **own), "Slip")
 
 
 @slips.delete("/slip/{id}")
-async def erase_slip(drawer_id: DrawerId, id: SlipId, db: SessionDep) -> Message:
-    if not await crud_slips.delete(db, id=id, drawer_id=drawer_id):
+async def erase_slip(drawer_name: Text, id: SlipId, db: SessionDep) -> Message:
+    if not await crud_slips.delete(db, id=id, drawer_id=crud_drawers.id_of(drawer_name)):
         raise errors.NotFoundError("Slip not found")
     return Message(message="Slip deleted")
 
