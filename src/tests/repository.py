@@ -1,7 +1,9 @@
 """The repository as files, and the parts of its pages."""
 
 import re
+import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,16 @@ def project_files() -> list[Path]:
             and (file.name != ".env" and not file.name.endswith(".pyc"))
         ]
     return sorted(file for file in files if file.is_file())
+
+
+def clone_to(top: Path) -> Path:
+    """Copy the repository as git would clone it, with this interpreter's packages in its `.venv`."""
+    for file in project_files():
+        target = top / file.relative_to(TOP)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, target)
+    (top / ".venv").symlink_to(sys.prefix)
+    return top
 
 
 @dataclass(frozen=True)

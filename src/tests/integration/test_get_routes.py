@@ -1,8 +1,12 @@
 """GET routes may use a session, but write nothing: links and images of other sites do no harm."""
 
 import re
+from datetime import date, datetime
+from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 from fastapi import APIRouter, FastAPI, Request
@@ -22,12 +26,17 @@ WRITE = re.compile(r"(?<!FOR )(?<!KEY )\b(INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b
 MESSAGE = "these GET routes write, as would a link or image of another site: use POST, or add them to MAY_WRITE here"
 
 
-def value_for(parameter: dict[str, Any], user: User) -> Any:
+def value_for(schema: dict[str, Any], components: dict[str, Any], user: User) -> Any:
     """Return a value that a parameter may have."""
-    schema = parameter["schema"]
-    if "enum" in schema:
-        return schema["enum"][0]
-    formats = {"uuid": str(user.uuid), "date": "2026-02-28", "date-time": "2026-02-28T12:30:15Z"}
+    if "$ref" in schema:
+        return value_for(components[schema["$ref"].rpartition("/")[2]], components, user)
+    for alternatives in ("allOf", "anyOf", "oneOf"):
+        if alternatives in schema:
+            return value_for(schema[alternatives][0], components, user)
+    for name in ("enum", "examples"):
+        if name in schema:
+            return schema[name][0]
+    formats = {"uuid": str(user.uuid), "date": "2026-02-28", "date-time": "2026-02-28T12:30:15Z", "time": "12:30:15"}
     kinds = {"integer": 1, "number": 1, "boolean": "true"}
     return formats.get(schema.get("format", "")) or kinds.get(schema.get("type", ""), user.username)
 
@@ -37,17 +46,17 @@ async def writing_routes(
 ) -> list[str]:
     """Send each GET request of the application; return the paths that have written."""
     writing = []
-    for path, operations in app.openapi()["paths"].items():
+    document = app.openapi()
+    components = document.get("components", {}).get("schemas", {})
+    for path, operations in document["paths"].items():
         if "get" not in operations:
             continue
-        parameters = operations["get"].get("parameters", ())
-        values = {each["name"]: value_for(each, user) for each in parameters if each["in"] == "path"}
-        query = {
-            each["name"]: value_for(each, user) for each in parameters if each["in"] == "query" and each["required"]
-        }
+        parameters = [each for each in operations["get"].get("parameters", ()) if each["required"]]
+        values = {each["name"]: value_for(each["schema"], components, user) for each in parameters}
+        query = {each["name"]: values[each["name"]] for each in parameters if each["in"] == "query"}
         statements.clear()
         response = await client.get(path.format_map(values), params=query, headers=headers)
-        assert response.status_code in {200, 404}, (path, response.text)
+        assert response.status_code in {200, 404}, f"GET {path}: give its parameters `examples=[…]`: {response.text}"
         if any(WRITE.search(sql) for sql in statements.written):
             writing.append(path)
     return writing
@@ -64,12 +73,19 @@ async def test_reading_writes_nothing(
     assert [path for path in found if path not in MAY_WRITE] == [], MESSAGE
 
 
+class Size(StrEnum):
+    SMALL = "small"
+
+
 async def test_one_that_writes_is_found(user: User, statements: Statements) -> None:
     router = APIRouter()
 
     @router.get("/reads/{id}")
     async def reads(id: int, db: SessionDep) -> int:
         return len((await db.execute(text('SELECT id FROM "user" WHERE id = :id FOR NO KEY UPDATE'), {"id": id})).all())
+
+    @router.get("/typed/{size}/{day}/{key}")
+    async def typed(size: Size, day: date, key: UUID, price: Decimal, since: datetime, union: int | str) -> None: ...
 
     @router.get("/writes")
     async def writes(name: str, db: SessionDep) -> None:

@@ -24,7 +24,7 @@ from app.core.config import PostgresSettings, RedisCacheSettings
 from scripts.servers import HOST, Process, free_port
 from tests.environment import SRC, connected
 from tests.fixtures import Program, RedisRoles, RunningServer, RunServer, RunWorker
-from tests.repository import TOP, Block, blocks_of, project_files, section_of
+from tests.repository import TOP, Block, blocks_of, clone_to, section_of
 
 README = (TOP / "README.md").read_text()
 BLOCKS = blocks_of(README)
@@ -110,14 +110,7 @@ def shell(first_line: str) -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A copy of the repository as git would clone it, with this interpreter's packages in its `.venv`."""
-    top = tmp_path / "clone"
-    for file in project_files():
-        target = top / file.relative_to(TOP)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, target)
-    (top / ".venv").symlink_to(sys.prefix)
-    return top
+    return clone_to(tmp_path / "clone")
 
 
 @pytest.fixture
