@@ -328,39 +328,6 @@ class TestPatchUserTier:
         assert found == {"who": superuser.id, "target": user.id, "tier": tier.id}
 
 
-SIGN_UP = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
-
-
-class TestSignUp:
-    async def test_superuser_sets_the_tier(
-        self, client: httpx.AsyncClient, superuser: User, superuser_headers: dict[str, str], fetch: Fetch
-    ) -> None:
-        tier = await make_tier()
-        response = await client.post("/api/v1/user", json={**SIGN_UP, "tier_id": tier.id}, headers=superuser_headers)
-        assert (response.status_code, response.json()["tier_id"]) == (201, tier.id)
-        assert await fetch("SELECT tier_id FROM \"user\" WHERE username = 'ann'") == [{"tier_id": tier.id}]
-
-    async def test_superuser_names_a_tier_that_is_not_there(
-        self, client: httpx.AsyncClient, superuser: User, superuser_headers: dict[str, str], fetch: Fetch
-    ) -> None:
-        response = await client.post("/api/v1/user", json={**SIGN_UP, "tier_id": 7}, headers=superuser_headers)
-        assert response.status_code == 404
-        assert len(await fetch('SELECT FROM "user"')) == 1
-
-    @pytest.mark.parametrize("signed_in", [True, False])
-    async def test_nobody_else_sets_the_tier(
-        self, client: httpx.AsyncClient, user: User, user_headers: dict[str, str], fetch: Fetch, signed_in: bool
-    ) -> None:
-        tier = await make_tier()
-        headers = user_headers if signed_in else {}
-        response = await client.post("/api/v1/user", json={**SIGN_UP, "tier_id": tier.id}, headers=headers)
-        assert response.status_code == 422
-        assert response.json()["detail"][0]["msg"] == "Only superusers may set the tier_id of a new user"
-        assert len(await fetch('SELECT FROM "user"')) == 1
-        response = await client.post("/api/v1/user", json={**SIGN_UP, "tier_id": None}, headers=headers)
-        assert (response.status_code, response.json()["tier_id"]) == (201, None)
-
-
 class TestCursors:
     async def test_from_the_first_page_to_the_last(
         self, client: httpx.AsyncClient, superuser_headers: dict[str, str]
