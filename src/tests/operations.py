@@ -25,7 +25,7 @@ VALUES: dict[str, dict[str, Any]] = {
 METHODS = ("get", "post", "put", "patch", "delete")
 FORMATS = {
     "date": "2026-11-27",
-    "date-time": "2026-11-27T12:00:00Z",
+    "date-time": "2026-11-27T12:00:00+02:00",
     "time": "12:00:00",
     "duration": "P1D",
     "uuid": "e3e70682-c209-4cac-a29f-6fbed82c07cd",
@@ -67,6 +67,11 @@ class Operation:
     def parameters(self, place: str) -> list[dict[str, Any]]:
         """Return the parameters in `path`, `query` or `header`."""
         return [each for each in self.description.get("parameters", ()) if each["in"] == place]
+
+    @property
+    def answer(self) -> Any:
+        """The schema of the answer in case of success."""
+        return self.description["responses"][str(self.success)].get("content")
 
     @property
     def content_type(self) -> str | None:
@@ -183,7 +188,8 @@ class Rows:
         self._client = client
         self._headers = headers
         self._known = known
-        self._rows: dict[str, dict[str, Any]] = {}
+        self.created: dict[str, dict[str, Any]] = {}
+        """The answers of the operations that created rows, by their names."""
 
     async def path_values(self, operation: Operation) -> dict[str, str]:
         values = {}
@@ -243,7 +249,7 @@ class Rows:
         return (await self._row(creator))["id"]
 
     async def _row(self, creator: Operation) -> dict[str, Any]:
-        if creator.name not in self._rows:
+        if creator.name not in self.created:
             response = httpx.Response(401)
             for headers in self._headers:
                 options = await self.request(creator)
@@ -251,8 +257,8 @@ class Rows:
                 if response.status_code not in {401, 403}:
                     break
             assert response.is_success, refused(creator, response)
-            self._rows[creator.name] = response.json()
-        return self._rows[creator.name]
+            self.created[creator.name] = response.json()
+        return self.created[creator.name]
 
 
 REFERENCES: dict[str, str] = {
