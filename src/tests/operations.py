@@ -140,8 +140,11 @@ def valid_value(schema: dict[str, Any], name: str) -> Any:
 
 
 def _valid_number(schema: dict[str, Any], _name: str) -> float:
-    lowest = schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
-    highest = schema.get("maximum", schema.get("exclusiveMaximum", lowest + 2) - 1)
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if schema["type"] == "number" and above is not None and below is not None:
+        return float(above + below) / 2
+    lowest = schema.get("minimum", 1 if above is None else above + 1)
+    highest = schema.get("maximum", max(lowest, 1) if below is None else below - 1)
     step = schema.get("multipleOf", 1)
     number: float = min(max(lowest, 1), highest)
     return int(number) if schema["type"] == "integer" and step == 1 else -(-number // step) * step
@@ -160,8 +163,8 @@ def _valid_object(schema: dict[str, Any], _name: str) -> dict[str, Any]:
 def _valid_string(schema: dict[str, Any], name: str) -> str:
     if schema.get("format") in FORMATS:
         return FORMATS[schema["format"]]
-    if "contentEncoding" in schema:
-        return FORMATS["base64"]
+    if "contentEncoding" in schema or schema.get("contentMediaType") == "application/json":
+        return FORMATS["base64" if "contentEncoding" in schema else "json-string"]
     length = schema.get("minLength", 0), schema.get("maxLength", 2**31)
     for string in (*STRINGS, "a" * length[0]):
         if length[0] <= len(string) <= length[1] and re.search(schema.get("pattern", ""), string):
