@@ -144,15 +144,16 @@ class TestGetTask:
     ) -> None:
         """arq looks for a result and then for the job; the job finishes between the two."""
         job_id = await enqueue(client)
-        get = queue.pool.get
+        pool = the_app.state.resources.queue.pool  # not `queue.pool`, which may be another application's
+        get = pool.get
 
         async def get_and_let_it_finish(name: str) -> Any:
-            monkeypatch.setattr(queue.pool, "get", get)
+            monkeypatch.setattr(pool, "get", get)
             value = await get(name)
             await work()
             return value
 
-        monkeypatch.setattr(queue.pool, "get", get_and_let_it_finish)
+        monkeypatch.setattr(pool, "get", get_and_let_it_finish)
         response = await client.get(f"{TASK}/{job_id}")
         assert response.status_code == 200
         assert response.json()["status"] == "complete"
