@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from drill.taking_out import copy
+from tests.repository import clone_to
 
 FILES = {
     "src/app/domain/__init__.py": "",
@@ -267,7 +267,7 @@ class EntityError(Exception):
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="entity-") as folder:
         top = Path(folder) / "clone"
-        copy(top)
+        clone_to(top)
         type_in(top)
         for _ in range(ROUNDS):
             printed = "".join([*(make(top, step) for step in STEPS), pytest(top)])

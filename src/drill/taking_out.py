@@ -5,14 +5,12 @@
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.repository import TOP, blocks_of, project_files, section_of
+from tests.repository import TOP, blocks_of, clone_to, section_of
 
 PAGE = TOP / "docs" / "taking-out.md"
 SECTIONS = {"posts": "## Posts", "tiers": "## Tiers and rate limits", "tasks": "## Tasks"}
@@ -26,20 +24,10 @@ def main() -> None:
     chosen = os.environ.get("TAKE_OUT")
     for names in [chosen.split(",")] if chosen else [*([name] for name in SECTIONS), [*SECTIONS]]:
         with tempfile.TemporaryDirectory(prefix="taking-out-") as folder:
-            top = Path(folder) / "clone"
-            copy(top)
+            top = clone_to(Path(folder) / "clone")
             print(f"taking out {', '.join(names)}", flush=True)
             take_out(top, names)
             run(top, "make check")
-
-
-def copy(top: Path) -> None:
-    """Copy the repository as git would clone it, with this interpreter's packages in its `.venv`."""
-    for file in project_files():
-        target = top / file.relative_to(TOP)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, target)
-    (top / ".venv").symlink_to(sys.prefix)
 
 
 def take_out(top: Path, names: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ VALUES: dict[str, dict[str, Any]] = {
 METHODS = ("get", "post", "put", "patch", "delete")
 FORMATS = {
     "date": "2026-11-27",
-    "date-time": "2026-11-27T12:00:00Z",
+    "date-time": "2026-11-27T12:00:00+02:00",
     "time": "12:00:00",
     "duration": "P1D",
     "uuid": "e3e70682-c209-4cac-a29f-6fbed82c07cd",
@@ -67,6 +67,11 @@ class Operation:
     def parameters(self, place: str) -> list[dict[str, Any]]:
         """Return the parameters in `path`, `query` or `header`."""
         return [each for each in self.description.get("parameters", ()) if each["in"] == place]
+
+    @property
+    def answer(self) -> Any:
+        """The schema of the answer in case of success."""
+        return self.description["responses"][str(self.success)].get("content")
 
     @property
     def content_type(self) -> str | None:
@@ -135,8 +140,11 @@ def valid_value(schema: dict[str, Any], name: str) -> Any:
 
 
 def _valid_number(schema: dict[str, Any], _name: str) -> float:
-    lowest = schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
-    highest = schema.get("maximum", schema.get("exclusiveMaximum", lowest + 2) - 1)
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if schema["type"] == "number" and above is not None and below is not None:
+        return float(above + below) / 2
+    lowest = schema.get("minimum", 1 if above is None else above + 1)
+    highest = schema.get("maximum", max(lowest, 1) if below is None else below - 1)
     step = schema.get("multipleOf", 1)
     number: float = min(max(lowest, 1), highest)
     return int(number) if schema["type"] == "integer" and step == 1 else -(-number // step) * step
@@ -155,8 +163,8 @@ def _valid_object(schema: dict[str, Any], _name: str) -> dict[str, Any]:
 def _valid_string(schema: dict[str, Any], name: str) -> str:
     if schema.get("format") in FORMATS:
         return FORMATS[schema["format"]]
-    if "contentEncoding" in schema:
-        return FORMATS["base64"]
+    if "contentEncoding" in schema or schema.get("contentMediaType") == "application/json":
+        return FORMATS["base64" if "contentEncoding" in schema else "json-string"]
     length = schema.get("minLength", 0), schema.get("maxLength", 2**31)
     for string in (*STRINGS, "a" * length[0]):
         if length[0] <= len(string) <= length[1] and re.search(schema.get("pattern", ""), string):
@@ -183,7 +191,8 @@ class Rows:
         self._client = client
         self._headers = headers
         self._known = known
-        self._rows: dict[str, dict[str, Any]] = {}
+        self.created: dict[str, dict[str, Any]] = {}
+        """The answers of the operations that created rows, by their names."""
 
     async def path_values(self, operation: Operation) -> dict[str, str]:
         values = {}
@@ -243,7 +252,7 @@ class Rows:
         return (await self._row(creator))["id"]
 
     async def _row(self, creator: Operation) -> dict[str, Any]:
-        if creator.name not in self._rows:
+        if creator.name not in self.created:
             response = httpx.Response(401)
             for headers in self._headers:
                 options = await self.request(creator)
@@ -251,8 +260,8 @@ class Rows:
                 if response.status_code not in {401, 403}:
                     break
             assert response.is_success, refused(creator, response)
-            self._rows[creator.name] = response.json()
-        return self._rows[creator.name]
+            self.created[creator.name] = response.json()
+        return self.created[creator.name]
 
 
 REFERENCES: dict[str, str] = {

@@ -1,8 +1,9 @@
 """Mixins of models (SQLAlchemy, the first three) and bases and types of schemas (Pydantic, the rest)."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, ClassVar
 from uuid import UUID, uuid4
 
@@ -70,9 +71,10 @@ _JSON_TYPES = {
     str: {"string"},
     list: {"array"},
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@lru_cache
+@cache
 def _json_schema(schema: type[BaseModel]) -> dict[str, Any]:
     return schema.model_json_schema(by_alias=False)
 
@@ -98,7 +100,7 @@ def _is_unicode(value: object) -> bool:
             pending += [*each.keys(), *each.values()]
         elif isinstance(each, list):
             pending += each
-        elif isinstance(each, str) and any("\ud800" <= character <= "\udfff" for character in each):
+        elif isinstance(each, str) and _SURROGATE.search(each):
             return False
     return True
 

@@ -623,6 +623,21 @@ class TestInvalidation:
         paths = ["/ann/list/1", "/bob/list/1", "/ann/other/1", "/bob/other/12"]
         assert await self.left(redis, router, paths, pattern_to_invalidate_extra=[pattern]) == left
 
+    async def test_patterns_that_are_added_later(self, redis: RedisRoles, router: APIRouter) -> None:
+        """The list is empty when the endpoint is decorated: the modules of other routes add their patterns."""
+        patterns: list[str] = []
+
+        @router.post("/write/{name}")
+        @cache("{name}_own", resource_id_name="name", pattern_to_invalidate_extra=patterns)
+        async def write(request: Request, name: str) -> None: ...
+
+        patterns.append("{name}_list:*")
+        async with open_client(build(router)) as client:
+            for path in ("/ann/list/1", "/bob/list/1"):
+                await client.get(path)
+            assert (await client.post("/write/ann")).status_code == 200
+        assert await keys_of(redis) == {"bob_list:1"}
+
     async def test_several_patterns(self, redis: RedisRoles, router: APIRouter) -> None:
         paths = ["/ann/list/1", "/ann/other/1", "/bob/list/1"]
         left = await self.left(redis, router, paths, pattern_to_invalidate_extra=["{name}_list:*", "{name}_other:*"])

@@ -170,8 +170,7 @@ async def test_all_of_them_left_out(start_without: StartWithout, user: User) -> 
         ("AppSettings", ["uvicorn", "app.main:app", "--port", "1"]),
         ("PostgresSettings", ["alembic", "current"]),
         ("RedisQueueSettings", ["arq", "app.worker.WorkerSettings"]),
-        ("FirstUserSettings", ["scripts.create_first_superuser"]),
-        ("FirstUserSettings", ["scripts.create_first_tier"]),
+        *(("FirstUserSettings", [f"scripts.{file.stem}"]) for file in (SRC / "scripts").glob("create_first_*.py")),
     ],
 )
 async def test_process_that_needs_the_group_names_it(

@@ -200,6 +200,10 @@ class Caller:
         return response
 
 
+def known_of(superuser: User) -> dict[str, Any]:
+    return {"username": superuser.username, "task_id": "0" * 32, "/api/v1/user/me/sessions/{id}": 1}
+
+
 @pytest.fixture
 async def caller(
     client: httpx.AsyncClient,
@@ -208,8 +212,7 @@ async def caller(
     redis: RedisRoles,
     operation: Operation,
 ) -> Caller:
-    known = {"username": superuser.username, "task_id": "0" * 32, "/api/v1/user/me/sessions/{id}": 1}
-    rows = Rows(client, [superuser_headers], known)
+    rows = Rows(client, [superuser_headers], known_of(superuser))
     caller = Caller(client, superuser_headers, redis, operation)
     caller.values = await rows.path_values(operation)
     if operation.content_type is not None:
@@ -313,6 +316,18 @@ class TestPaths:
         for name, odd in product(names, ODD_PATH_PARTS):
             await caller.send(f"{name}={odd[:40]!r}", caller.url(**{name: odd}), **caller.body)
         assert caller.wrong == []
+
+
+@each_operation(lambda operation: operation.method == "GET" and bool(operation.parameters("path")))
+async def test_get_answers_what_the_post_has_answered(
+    client: httpx.AsyncClient, superuser: User, superuser_headers: dict[str, str], operation: Operation
+) -> None:
+    """A POST answers what the database holds: `9.90` and a moment in UTC, not what the body said."""
+    rows = Rows(client, [superuser_headers], known_of(superuser))
+    response = await client.get(await rows.url(operation), headers=superuser_headers)
+    for name, row in rows.created.items():
+        if operations()[name].answer == operation.answer:
+            assert response.json() == row
 
 
 @each_operation(lambda operation: bool(operation.parameters("query")))

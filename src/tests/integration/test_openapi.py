@@ -140,7 +140,7 @@ async def test_schemathesis_finds_nothing(
     program = await run_program(
         "schemathesis.cli", "--config-file", str(config), "run", *options, environment=credentials, cwd=tmp_path
     )
-    assert await program.wait(120) == 0, program.output
+    assert await program.wait(300) == 0, program.output
     for phase in phases:
         assert f"✅ {phase.capitalize()}" in program.output, program.output
     refused = program.output.partition("Authentication failed")[2].partition("SUMMARY")[0]

@@ -18,7 +18,6 @@ from tests.fixtures import Fetch, HeadersFor, RunProgram
 from tests.helper import is_recent
 
 SUPERUSER = "scripts.create_first_superuser"
-TIER = "scripts.create_first_tier"
 CREATED = f"Superuser {settings.ADMIN_USERNAME} created."
 THERE = f"Superuser {settings.ADMIN_USERNAME} is already there."
 
@@ -70,7 +69,7 @@ class TestCommands:
 
     async def test_settings_that_are_refused(self, run_program: RunProgram) -> None:
         environment = {"ENVIRONMENT": "production", "SECRET_KEY": "short-but-secret"}
-        status, output = await result(run_program, TIER, environment)
+        status, output = await result(run_program, SUPERUSER, environment)
         assert status == 1
         assert output.splitlines()[0] == "Settings refused, the service does not start:"
         assert "SECRET_KEY is shorter than 32 bytes" in output
@@ -88,12 +87,11 @@ class TestCreateFirstSuperuser:
         [row] = await fetch('SELECT * FROM "user"')
         assert await hasher.verify(ADMIN_PASSWORD, row.pop("hashed_password"))
         assert is_recent(row["created_at"])
-        assert {name: row[name] for name in ("name", "email", "username", "is_superuser", "tier_id", "is_deleted")} == {
+        assert {name: row[name] for name in ("name", "email", "username", "is_superuser", "is_deleted")} == {
             "name": settings.ADMIN_NAME,
             "email": settings.ADMIN_EMAIL,
             "username": settings.ADMIN_USERNAME,
             "is_superuser": True,
-            "tier_id": None,
             "is_deleted": False,
         }
 

@@ -44,7 +44,7 @@ def cache(
             resource_id_name,
             resource_id_type,
             to_invalidate_extra or {},
-            pattern_to_invalidate_extra or (),
+            () if pattern_to_invalidate_extra is None else pattern_to_invalidate_extra,
         )
 
         @functools.wraps(endpoint)
