@@ -57,7 +57,7 @@ growth overload: bench
 canary: install  ## Run the tests on the newest and on the lowest versions; ARGS=lowest
 	@cd src && $(python) -m scripts.canary $(ARGS)
 
-check: install  ## Everything that CI runs; goes on after a failure, and lists what failed at the end
+check: install  ## All checks but the drills; goes on after a failure, and lists what failed at the end
 	@failed=; for each in $(checks); do \
 		echo "make $$each"; \
 		$(MAKE) --no-print-directory $$each SECONDS=60 || failed="$$failed $$each"; \

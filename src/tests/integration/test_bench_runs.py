@@ -5,11 +5,15 @@ import json
 import sys
 from typing import Any
 
+import pytest
+
 from bench.endpoints import NAMES
 from bench.overload import FACTORS
 from bench.report import COLUMNS, table
 from bench.services import APPS
 from tests.environment import SRC
+
+pytestmark = pytest.mark.drill
 
 
 async def run_bench(*options: str) -> Any:

@@ -29,6 +29,8 @@ from tests.specimen.factories import make_moth
 from tests.specimen.main import SPECIMEN
 from tests.specimen.models import Moth
 
+pytestmark = pytest.mark.drill
+
 API = "/api/v1"
 Hook = Callable[[], Awaitable[None]]
 

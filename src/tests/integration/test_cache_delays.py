@@ -25,6 +25,8 @@ from tests.fixtures import HeadersFor, RunningServer, RunServer
 from tests.integration.own_app import send
 from tests.specimen.main import SPECIMEN
 
+pytestmark = pytest.mark.drill
+
 API = "/api/v1"
 Delay = Callable[[], float]
 Posts = tuple[tuple[int, int], ...]

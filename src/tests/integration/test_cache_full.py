@@ -18,6 +18,8 @@ from tests.fixtures import RunningServer, RunServer
 from tests.specimen.factories import make_moth
 from tests.specimen.main import SPECIMEN
 
+pytestmark = pytest.mark.drill
+
 API = "/api/v1"
 MOTHS = 60
 TASKS = 30

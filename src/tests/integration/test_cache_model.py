@@ -23,6 +23,8 @@ from tests.integration.own_app import sealed
 from tests.integration.test_faults import NO_LIMITS
 from tests.specimen.main import SPECIMEN
 
+pytestmark = pytest.mark.drill
+
 API = "/api/v1"
 NAMES = ["ann", "bob", "cem"]
 POSTS_READ = 5

@@ -8,6 +8,8 @@ import pytest
 from tests.environment import SRC, connected
 from tests.fixtures import RunProgram
 
+pytestmark = pytest.mark.drill
+
 # In one process: see the change, generate a migration, go back and forth, and end with what the models say.
 STEPS = """
 from alembic import command

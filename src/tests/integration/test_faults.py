@@ -32,6 +32,8 @@ from tests.integration.own_app import sealed, send
 from tests.specimen.factories import make_moth
 from tests.specimen.main import SPECIMEN
 
+pytestmark = pytest.mark.drill
+
 API = "/api/v1"
 TASK = f"{API}/specimen/job"
 MESSAGE = {"message": "x"}

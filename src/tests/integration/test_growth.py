@@ -19,6 +19,8 @@ from tests.integration.large import Connection, large_database, statements_of, t
 from tests.specimen.crud import crud_drawers, crud_moths, crud_slips
 from tests.specimen.schemas import MothRead, MothUpdate
 
+pytestmark = pytest.mark.drill
+
 PROLIFIC = 5
 """The id of the author of the last third of the moths: a scan for the first of these passes all other moths."""
 FILL = """

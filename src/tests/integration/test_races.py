@@ -16,6 +16,8 @@ from tests.integration.own_app import send
 from tests.specimen.factories import make_drawer, make_moth
 from tests.specimen.main import SPECIMEN
 
+pytestmark = pytest.mark.drill
+
 API = "/api/v1"
 
 

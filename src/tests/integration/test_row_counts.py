@@ -28,6 +28,8 @@ from tests.helper import running
 from tests.specimen.crud import crud_moths
 from tests.specimen.factories import make_moth
 
+pytestmark = pytest.mark.drill
+
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 # Compare the kept counts with the counted rows in one statement, and so in one snapshot.

@@ -23,7 +23,7 @@ from tests.environment import SRC
 from tests.fixtures import Program, RedisRoles, RunProgram, RunWorker
 from tests.helper import wait_until
 
-pytestmark = pytest.mark.usefixtures("app")
+pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("app")]
 
 # A worker with the test's own jobs: `arq own_worker.Settings`.
 MODULE = """
