@@ -26,7 +26,10 @@ async def create_first_superuser() -> str:
             password=settings.ADMIN_PASSWORD.get_secret_value(),
         )
     except ValidationError as error:
-        reasons = "; ".join(f"ADMIN_{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors())
+        # Of the checks of the whole, only that of a weak password refuses: its location is empty.
+        reasons = "; ".join(
+            f"ADMIN_{str(next(iter(item['loc']), 'password')).upper()}: {item['msg']}" for item in error.errors()
+        )
         raise ScriptError(f"the superuser's settings are refused: {reasons}") from None
     there = await _find(admin.username)
     if there == SUPERUSER:
