@@ -1,4 +1,7 @@
-"""Cache keys that contain a username. Renaming or deleting the user removes them."""
+"""Cache keys of what belongs to a user. Renaming or deleting the user removes them."""
 
 OF_USER: list[str] = []
-"""Patterns for the stored answers under a username; the module of each cached route under a username adds its own."""
+"""Patterns, with `{username}` for the name; the module of each such route adds its own.
+
+They are needed for routes under a username, and for those that answer rows which are deleted with their user.
+"""
