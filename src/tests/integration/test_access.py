@@ -30,6 +30,7 @@ EVERYBODY = "200 200 200 200 200 200"
 PUBLIC = "200 200 200 200 401 401"
 SIGNED_IN = "401 200 200 200 401 401"
 OWNER = "401 403 200 403 401 401"
+OWN_ROWS = "401 404 200 404 401 401"  # the query has the caller as a filter: rows of others are not found
 OWNER_OR_SUPERUSER = "401 403 200 200 401 401"
 SUPERUSER = "401 403 403 200 401 401"
 
@@ -183,6 +184,12 @@ async def test_answer(client: httpx.AsyncClient, world: World, statements: State
     url = await world.rows.url(operation)
     statements.clear()
     response = await client.request(operation.method, url, headers=world.headers, **request)
+    if response.status_code == 404 and who in {"other", "superuser"}:
+        where = place("integration/test_access.py", "ROWS")
+        assert response.status_code == int(answer), (
+            f"{operation} finds no row for a caller who is not its owner. If this is meant, change its row in ROWS, "
+            f'below {where}, to\n    "{name}": OWN_ROWS,'
+        )
     if response.status_code in {404, 409, 422}:
         assert response.status_code == int(answer), refused(operation, response)
     assert response.status_code == int(answer), response.text
