@@ -84,11 +84,11 @@ def own(user: User) -> dict[str, Any]:
 
 
 def is_recent(moment: datetime | str | None) -> bool:
-    """Return whether a moment is aware, in UTC and within the last minute."""
+    """Return whether a moment is aware, in UTC and within the last minute; arq rounds up to the next millisecond."""
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
     return (
         moment is not None
         and moment.utcoffset() == timedelta(0)
-        and timedelta(0) <= datetime.now(UTC) - moment < timedelta(minutes=1)
+        and timedelta(milliseconds=-1) <= datetime.now(UTC) - moment < timedelta(minutes=1)
     )
