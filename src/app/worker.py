@@ -12,18 +12,19 @@ from typing import Any
 
 from arq import cron
 
-from app.core.config import DEFAULT_ADMIN_EMAIL, EnvironmentOption, RedisQueueSettings, refuse_missing, settings
+from app.core.config import DEFAULT_ADMIN_EMAIL, EnvironmentOption, RedisQueueSettings, settings
 from app.core.database import default_engines, transaction
 from app.core.logger import setup_logging
 from app.core.mail import Mail, mailer_for
 from app.core.models import now
 from app.core.queue import deserialize, serialize, worker
 from app.core.security import hash_of, new_secret
+from app.core.settings_group import require
 from app.crud.crud_password_resets import crud_password_resets
 from app.crud.crud_sessions import crud_sessions
 from app.crud.crud_users import crud_users
 
-refuse_missing(RedisQueueSettings)
+require(settings, RedisQueueSettings)
 
 PURGE_BATCH = 5000
 

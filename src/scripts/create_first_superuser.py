@@ -5,10 +5,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, FirstUserSettings, refuse_missing, settings
+from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, FirstUserSettings, settings
 from app.core.database import transaction
 from app.core.exceptions import DuplicateValueError
 from app.core.security import PasswordHasher
+from app.core.settings_group import require
 from app.crud.crud_users import crud_users
 from app.schemas.user import UserCreate, UserCreateInternal
 from scripts.runner import ScriptError, run
@@ -17,7 +18,7 @@ SUPERUSER = {"is_superuser": True, "is_deleted": False}
 
 
 async def create_first_superuser() -> str:
-    refuse_missing(FirstUserSettings)
+    require(settings, FirstUserSettings)
     try:
         admin = UserCreate(
             name=settings.ADMIN_NAME,

@@ -4,16 +4,17 @@ import sys
 
 from pydantic import ValidationError
 
-from app.core.config import FirstUserSettings, refuse_missing, settings
+from app.core.config import FirstUserSettings, settings
 from app.core.database import transaction
 from app.core.exceptions import DuplicateValueError
+from app.core.settings_group import require
 from app.crud.crud_tier import crud_tiers
 from app.schemas.tier import TierCreate
 from scripts.runner import ScriptError, run
 
 
 async def create_first_tier() -> str:
-    refuse_missing(FirstUserSettings)
+    require(settings, FirstUserSettings)
     try:
         tier = TierCreate(name=settings.TIER_NAME)
     except ValidationError as error:

@@ -265,7 +265,7 @@ def _settings() -> dict[str, str]:
     try:
         sources: list[Mapping[str, str | None]] = [*map(dotenv_values, ENV_FILES), os.environ]
     except (OSError, UnicodeDecodeError) as error:
-        raise CannotRunError(f".env cannot be read: {error}") from None
+        raise CannotRunError(f".env or src/.env cannot be read: {error}") from None
     found = ((key, value) for source in sources for key, value in source.items())
     return {key: value for key, value in found if value and re.match(r"\s*[^\s#]", value)}
 

@@ -1,28 +1,15 @@
 """Settings: one class per concern, combined in `Settings`. A group left out of it switches its feature off."""
 
 import os
-import re
 import secrets
-import sys
 from enum import StrEnum
 from ipaddress import ip_network
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BeforeValidator,
-    EmailStr,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, EmailStr, Field, SecretStr, field_validator, model_validator
 
-SRC = Path(__file__).resolve().parents[2]
+from app.core.settings_group import SettingsGroup, comma_separated, each_matches, load
+
 DEFAULT_ADMIN_EMAIL = "admin@admin.com"
 DEFAULT_ADMIN_PASSWORD = "!Ch4ng3Th1sP4ssW0rd!"  # noqa: S105
 _RANDOM_KEY = secrets.token_hex(32)
@@ -30,47 +17,6 @@ _PLACEHOLDERS = ("openssl", "your", "change", "example", "placeholder", "secret"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
-
-
-class SettingsGroup(BaseSettings):
-    """Base of the groups: reads the environment, then `src/.env`, then `.env` beside `src`.
-
-    Empty values and those that begin with `#` are absent: Docker Compose takes a comment after `NAME=` for the value.
-    ENV_FILE in the environment names another file instead; empty: no file, as in the tests.
-    """
-
-    model_config = SettingsConfigDict(
-        env_file=os.environ["ENV_FILE"] or None if "ENV_FILE" in os.environ else (SRC.parent / ".env", SRC / ".env"),
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
-        extra="ignore",
-        case_sensitive=True,
-        hide_input_in_errors=True,
-        defer_build=True,  # only the combined class is used
-    )
-
-    @classmethod
-    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[Any, ...]:
-        for source in (sources["env_settings"], sources["dotenv_settings"]):
-            values = source.env_vars.items()
-            source.env_vars = {name: value for name, value in values if re.match(r"\s*[^\s#]", value or "")}
-        return tuple(sources.values())
-
-
-def _names(value: str) -> list[str]:
-    """The parts of a comma-separated setting."""
-    return [name for name in map(str.strip, value.split(",")) if name]
-
-
-def _each_matches(pattern: str, accepted: str) -> AfterValidator:
-    """Check each part of a comma-separated setting; `accepted` says in the error what a part may be."""
-
-    def check(value: str) -> str:
-        if not all(re.fullmatch(pattern, name) for name in _names(value)):
-            raise ValueError(f"only {accepted} are accepted")
-        return value
-
-    return AfterValidator(check)
 
 
 class EnvironmentOption(StrEnum):
@@ -101,8 +47,8 @@ class AppSettings(SettingsGroup):
 
     @field_validator("FORWARDED_ALLOW_IPS")
     @classmethod
-    def _refuse_names(cls, value: str) -> str:
-        for proxy in _names(value):
+    def _refusecomma_separated(cls, value: str) -> str:
+        for proxy in comma_separated(value):
             if proxy != "*" and "FORWARDED_ALLOW_IPS" not in os.environ:  # uvicorn accepts more forms there
                 ip_network(proxy, strict=False)
         return value
@@ -185,11 +131,11 @@ class AbuseLimitSettings(SettingsGroup):
 
 class WebSecuritySettings(SettingsGroup):
     CORS_ORIGINS: Annotated[
-        str, _each_matches(r"\*|https?://[^/\s*]+", "origins without a path, such as https://app.example.com, and *")
+        str, each_matches(r"\*|https?://[^/\s*]+", "origins without a path, such as https://app.example.com, and *")
     ] = ""
     """Origins whose pages may call the API, comma-separated, or `*`; empty: no other origin."""
     ALLOWED_HOSTS: Annotated[
-        str, _each_matches(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", "names without scheme and port, and *")
+        str, each_matches(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", "names without scheme and port, and *")
     ] = ""
     """Accepted Host names, comma-separated; `*.example.com` for all names below; empty: any."""
     HSTS_MAX_AGE: int = Field(365 * 24 * 3600, ge=0)
@@ -197,11 +143,11 @@ class WebSecuritySettings(SettingsGroup):
 
     @property
     def cors_origins(self) -> list[str]:
-        return _names(self.CORS_ORIGINS)
+        return comma_separated(self.CORS_ORIGINS)
 
     @property
     def allowed_hosts(self) -> list[str]:
-        return _names(self.ALLOWED_HOSTS.lower())
+        return comma_separated(self.ALLOWED_HOSTS.lower())
 
 
 class MailSettings(SettingsGroup):
@@ -300,33 +246,4 @@ class Settings(
     """All settings. Remove a base class to switch its feature off."""
 
 
-def load_settings() -> Settings:
-    """Read the settings, or end the process with one line for each group or variable that is refused."""
-    refuse_missing(EnvironmentSettings, AppSettings, PostgresSettings, CryptSettings)
-    try:
-        return Settings()
-    except ValidationError as error:
-        lines = [": ".join([*map(str, item["loc"]), item["msg"]]) for item in error.errors(include_input=False)]
-    except UnicodeDecodeError as error:
-        lines = [f".env is not UTF-8 ({error.reason})"]
-    except OSError as error:
-        lines = [f".env cannot be read ({error.strerror})"]
-    raise _refusal(lines)
-
-
-def refuse_missing(*groups: type[SettingsGroup]) -> None:
-    """End the process with one line for each of these groups that `Settings` does not inherit."""
-    missing = [group.__name__ for group in groups if not issubclass(Settings, group)]
-    if missing:
-        raise _refusal([f"{name} is needed here: let the class Settings inherit it" for name in missing])
-
-
-def _refusal(lines: list[str]) -> SystemExit:
-    message = "\n  ".join(["Settings refused, the service does not start:", *lines])
-    if "gunicorn.arbiter" not in sys.modules:
-        return SystemExit(message)
-    print(message, file=sys.stderr)  # noqa: T201
-    return SystemExit(3)  # gunicorn stops instead of starting another worker
-
-
-settings = load_settings()
+settings = load(Settings, EnvironmentSettings, AppSettings, PostgresSettings, CryptSettings)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.core import config
 from app.core.config import DEFAULT_ADMIN_PASSWORD, EnvironmentOption, Settings
+from app.core.settings_group import SRC, load
 
 KEY = "6ad1cf38f1f2d16ba33fc35b2ce0e4b9f3a0c6d2b1e58c8d7c9a1a0b4f1e2d3c"
 
@@ -211,9 +211,9 @@ class TestDefaults:
     def test_contact_that_openapi_would_refuse(self, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
         monkeypatch.setenv("CONTACT_EMAIL", address)
         with pytest.raises(SystemExit, match="CONTACT_EMAIL: value is not a valid email address"):
-            config.load_settings()
+            load(Settings)
         monkeypatch.setenv("CONTACT_EMAIL", "me@example.com")
-        assert config.load_settings().CONTACT_EMAIL == "me@example.com"
+        assert load(Settings).CONTACT_EMAIL == "me@example.com"
 
 
 class TestEnvironment:
@@ -235,7 +235,7 @@ class TestSecretKey:
         own = Settings().secret_key
         program = "from app.core.config import settings; print(settings.secret_key)"
         command = [sys.executable, "-c", program]
-        other = subprocess.run(command, cwd=config.SRC, capture_output=True, text=True, check=True)  # noqa: S603
+        other = subprocess.run(command, cwd=SRC, capture_output=True, text=True, check=True)  # noqa: S603
         assert other.stderr == ""
         assert len({own, Settings().secret_key, other.stdout.strip()}) == 2
 
@@ -263,14 +263,14 @@ class TestSecretKey:
         else:
             monkeypatch.setenv("SECRET_KEY", key)
         with pytest.raises(SystemExit) as refusal:
-            config.load_settings()
+            load(Settings)
         assert reason in str(refusal.value)
         assert not key or key not in str(refusal.value)
 
     @pytest.mark.parametrize("environment", ["staging", "production"])
     def test_good_one(self, monkeypatch: pytest.MonkeyPatch, environment: str) -> None:
         monkeypatch.setenv("ENVIRONMENT", environment)
-        assert config.load_settings().secret_key == KEY
+        assert load(Settings).secret_key == KEY
 
 
 class TestRefused:
@@ -299,7 +299,7 @@ class TestRefused:
     def test_names_the_variable_not_the_value(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
         monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as refusal:
-            config.load_settings()
+            load(Settings)
         first, *lines = str(refusal.value).splitlines()
         assert first == "Settings refused, the service does not start:"
         assert [line.split(":")[0].strip() for line in lines] == [name]
@@ -308,7 +308,7 @@ class TestRefused:
         monkeypatch.setenv("POSTGRES_PORT", "x")
         monkeypatch.setenv("BCRYPT_COST", "x")
         with pytest.raises(SystemExit) as refusal:
-            config.load_settings()
+            load(Settings)
         assert {line.split(":")[0].strip() for line in str(refusal.value).splitlines()[1:]} == {
             "POSTGRES_PORT",
             "BCRYPT_COST",
@@ -329,7 +329,7 @@ class TestSecrets:
         assert value not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
         monkeypatch.setenv("POSTGRES_PORT", "x")
         with pytest.raises(SystemExit) as refusal:
-            config.load_settings()
+            load(Settings)
         assert value not in str(refusal.value)
         with pytest.raises(ValidationError) as error:
             Settings()
@@ -349,7 +349,8 @@ class TestFiles:
     def src(self, tmp_path: Path) -> Path:
         core = tmp_path / "clone" / "src" / "app" / "core"
         core.mkdir(parents=True)
-        (core / "config.py").write_text(Path(config.__file__).read_text())
+        for name in ("config.py", "settings_group.py"):
+            (core / name).write_text((SRC / "app" / "core" / name).read_text())
         return core.parents[1]
 
     def read(self, src: Path, **environment: str) -> list[str]:
@@ -381,11 +382,11 @@ class TestFiles:
 
     def test_file_that_cannot_be_read(self, src: Path) -> None:
         (src / ".env").symlink_to("/proc/self/mem")  # a file whose reading fails for every user
-        assert self.refusal(src) == [".env cannot be read (Input/output error)"]
+        assert self.refusal(src) == [".env or src/.env cannot be read (Input/output error)"]
 
     def test_file_that_is_not_utf_8(self, src: Path) -> None:
         (src / ".env").write_bytes(b"APP_NAME=\xff\n")
-        assert self.refusal(src) == [".env is not UTF-8 (invalid start byte)"]
+        assert self.refusal(src) == [".env or src/.env is not UTF-8 (invalid start byte)"]
 
     def refusal(self, src: Path) -> list[str]:
         """Return the lines below the first that a process prints which does not start."""

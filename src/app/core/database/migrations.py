@@ -9,9 +9,9 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.core.config import SRC
 from app.core.database.engines import Engines, database_url, default_engines
 from app.core.exceptions import DatabaseUnavailableError
+from app.core.settings_group import SRC
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
