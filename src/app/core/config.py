@@ -47,7 +47,7 @@ class AppSettings(SettingsGroup):
 
     @field_validator("FORWARDED_ALLOW_IPS")
     @classmethod
-    def _refusecomma_separated(cls, value: str) -> str:
+    def _refuse_names(cls, value: str) -> str:
         for proxy in comma_separated(value):
             if proxy != "*" and "FORWARDED_ALLOW_IPS" not in os.environ:  # uvicorn accepts more forms there
                 ip_network(proxy, strict=False)
