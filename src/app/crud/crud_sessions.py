@@ -74,30 +74,29 @@ class CRUDSession(CRUDBase[Session, Client, Client]):
         been lost. Any other use of a spent token ends the session.
         """
         statement = (
-            select(Session, User.uuid)
+            select(*Session.__table__.columns, User.uuid.label("user"))
             .join(User, User.id == Session.user_id)
             .where(Session.uuid == token.session, Session.expires_at > now(), ~User.is_deleted)
             .with_for_update(of=Session)
         )
-        found = (await db.execute(statement)).one_or_none()
-        if found is None:
+        session = (await db.execute(statement)).one_or_none()
+        if session is None:
             return None
-        session, user = found
         moment, presented = now(), hash_of(token.secret)
         if presented == session.refresh_hash:
             hashes = {"refresh_hash": hash_of(successor.secret), "spent_hash": presented}
             moments = {"last_used_at": moment, "expires_at": moment + lifetime}
             await self.update(db, {**client.model_dump(), **hashes, **moments}, id=session.id)
-            return Refreshed(session.user_id, user, successor, moment)
+            return Refreshed(session.user_id, session.user, successor, moment)
         is_repeated = (
             presented == session.spent_hash
             and moment - session.last_used_at < grace
             and (client.user_agent, client.address) == (session.user_agent, session.address)
         )
         if is_repeated:
-            return Refreshed(session.user_id, user, successor, session.last_used_at)
+            return Refreshed(session.user_id, session.user, successor, session.last_used_at)
         await self.db_delete(db, id=session.id)
-        return Refreshed(session.user_id, user, None, moment)
+        return Refreshed(session.user_id, session.user, None, moment)
 
     async def end(self, db: AsyncSession, uuid: UUID) -> Row[int, int] | None:
         """End the session with this uuid; return its id and user_id, or None if there is no such session."""

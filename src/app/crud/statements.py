@@ -101,9 +101,15 @@ def _right_operand(
 ) -> sa.ColumnElement[Any]:
     if isinstance(value, str):
         return sa.bindparam(parameter, type_=column.type)
-    model, name, shape = value
-    found = sa.select(columns_of(model)[name]).where(*where_clauses(model, shape, f"{parameter}_", lock=lock))
-    return (found.with_for_update(read=True, key_share=True) if lock else found).scalar_subquery()
+    return select_lookup(*value, f"{parameter}_", lock=lock).scalar_subquery()
+
+
+@lru_cache(maxsize=1024)
+def select_lookup(
+    model: type[Base], column: str, shape: FilterShape, prefix: str = "where", *, lock: bool = False
+) -> sa.Select[Any]:
+    found = sa.select(columns_of(model)[column]).where(*where_clauses(model, shape, prefix, lock=lock))
+    return found.with_for_update(read=True, key_share=True) if lock else found
 
 
 def looked_up_models(shape: FilterShape) -> str:
@@ -170,12 +176,6 @@ def select_one(model: type[Base], columns: Columns, shape: FilterShape) -> sa.Se
         found = sa.select(_all_found(shape).label("all_found")).subquery("lookups")
         statement = sa.select(row, found).select_from(found.outerjoin(row, sa.true()))
     return statement.execution_options(**BUILT_ONCE)
-
-
-@lru_cache(maxsize=1024)
-def select_locked(model: type[Base], column: str, shape: FilterShape) -> sa.Select[Any]:
-    statement = sa.select(columns_of(model)[column]).where(*where_clauses(model, shape, lock=True))
-    return statement.with_for_update(read=True, key_share=True)
 
 
 @lru_cache(maxsize=1024)
