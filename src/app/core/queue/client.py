@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from arq.connections import ArqRedis
-from arq.constants import job_key_prefix, result_key_prefix
+from arq.constants import in_progress_key_prefix, job_key_prefix, result_key_prefix
 from arq.jobs import Job, serialize_job
 from arq.utils import timestamp_ms, to_ms, to_unix_ms
 from redis.asyncio.client import Pipeline
@@ -18,6 +18,12 @@ from app.core.queue.failed_jobs import FAILED, FAILED_AT, FAILED_JOBS_KEPT, JOB_
 from app.core.queue.serialization import deserialize, serialize
 from app.core.redis import RedisServer
 from app.core.resources import getter
+
+LEASE_SECONDS = 30
+"""How long after a worker was killed its jobs run again, however long jobs may take.
+
+arq marks a running job until the longest timeout is over. Here the mark is short, and renewed while the worker runs.
+"""
 
 # KEYS: job, result, queue. ARGV: definition, its milliseconds, when to start it, id.
 _ENQUEUE = """
@@ -49,6 +55,11 @@ class JobPipeline(Pipeline):
                 values = (result["id"], serialize(result).decode(), str(result["ft"]), str(FAILED_JOBS_KEPT))
                 self.eval(KEEP_FAILED, 2, FAILED, FAILED_AT, *values)
         return super().set(name, value, *args, **kwargs)
+
+    def psetex(self, name: Any, time_ms: Any, value: Any) -> Any:
+        """Shorten arq's mark on a job that starts."""
+        is_mark = str(name).startswith(in_progress_key_prefix)
+        return super().psetex(name, LEASE_SECONDS * 1000 if is_mark else time_ms, value)
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Repeat the reads of a watched key when the connection is lost; arq's worker would end.

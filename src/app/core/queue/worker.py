@@ -14,7 +14,6 @@ from arq.connections import RedisSettings
 from arq.constants import in_progress_key_prefix
 from arq.cron import CronJob
 from arq.typing import WorkerCoroutine
-from arq.utils import timestamp_ms
 from arq.worker import Function, JobExecutionFailed, func
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry as CommandRetry
@@ -24,6 +23,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.core.config import RedisQueueSettings
+from app.core.queue import client
 from app.core.queue.client import JobQueue
 from app.core.redis import connection_options
 
@@ -162,20 +162,9 @@ def queue_address(settings: RedisQueueSettings) -> RedisSettings:
 
 
 # -------- leases --------
-LEASE_SECONDS = 30
-"""How long after a worker was killed its jobs run again, however long jobs may take.
-
-arq marks a running job until the longest timeout is over. Here the mark is short, and renewed while the worker runs.
-"""
-JOBS_AT_ONCE = 1000
-"""More jobs than arq reads from the head of the queue."""
-
-
 async def take_lease(ctx: dict[str, Any]) -> None:
-    """Shorten arq's mark on a job that starts (`on_job_start`)."""
-    queue, mark = ctx["redis"], in_progress_key_prefix + ctx["job_id"]
-    queue.running.add(mark)
-    await queue.expire(mark, LEASE_SECONDS)
+    """Remember a job that starts (`on_job_start`)."""
+    ctx["redis"].running.add(in_progress_key_prefix + ctx["job_id"])
 
 
 async def give_up_lease(ctx: dict[str, Any]) -> None:
@@ -184,21 +173,16 @@ async def give_up_lease(ctx: dict[str, Any]) -> None:
 
 
 async def renew_leases(queue: JobQueue) -> None:
-    """Renew our marks until cancelled, and shorten those of workers that were killed before they could do it."""
+    """Renew the marks of the jobs that run here until cancelled."""
     while True:
+        await asyncio.sleep(client.LEASE_SECONDS / 3)
         try:
-            head = await queue.zrangebyscore(
-                queue.default_queue_name, "-inf", timestamp_ms(), start=0, num=JOBS_AT_ONCE
-            )
             async with queue.pipeline(transaction=False) as pipe:
-                for job_id in head:
-                    pipe.expire(in_progress_key_prefix + job_id.decode(), LEASE_SECONDS, lt=True)
                 for mark in queue.running:
-                    pipe.expire(mark, LEASE_SECONDS)
+                    pipe.expire(mark, client.LEASE_SECONDS)
                 await pipe.execute()
         except RedisError:
             logger.exception("leases of running jobs not renewed")
-        await asyncio.sleep(LEASE_SECONDS / 3)
 
 
 # -------- log --------
