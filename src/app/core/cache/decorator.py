@@ -16,7 +16,12 @@ from app.core.exceptions import InvalidRequestError, RedisUnavailableError
 
 P = ParamSpec("P")
 
-# Notes in the scope of a request: what `StoredAnswers` may look up for this URL, and the lease that it has taken.
+# How `StoredAnswers` (a middleware, before routing) and the wrapper of `@cache` (the endpoint, after it) work together:
+# 1. `prepare_cached_routes` puts the routes whose answer depends on the URL alone into `app.state.early_routes`.
+# 2. On such a route, the wrapper puts key, expiration and status under EARLY into the request's scope, and the
+#    middleware remembers them for the URL.
+# 3. For a URL that it remembers, the middleware looks the key up. It serves the answer, or puts the lease that it took
+#    under LEASE into the scope, and the wrapper uses that instead of looking again. An empty lease: there is no cache.
 EARLY = "app.cache.early"
 LEASE = "app.cache.lease"
 _NOT_STORED = "app.cache.not_stored"
@@ -38,14 +43,8 @@ def cache(
     """
 
     def decorator(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
-        options = CacheOptions(
-            endpoint,
-            key_prefix,
-            resource_id_name,
-            resource_id_type,
-            to_invalidate_extra or {},
-            () if pattern_to_invalidate_extra is None else pattern_to_invalidate_extra,
-        )
+        extra = to_invalidate_extra or {}, pattern_to_invalidate_extra
+        options = CacheOptions(endpoint, key_prefix, resource_id_name, resource_id_type, *extra)
 
         @functools.wraps(endpoint)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -79,11 +78,11 @@ def cache_options(route: APIRoute) -> CacheOptions | None:
 
 
 def prepare_cached_routes(app: FastAPI) -> None:
-    """Check each `@cache`, and let `StoredAnswers` serve the routes whose answer depends on the URL alone.
+    """Check each `@cache`, and find the routes whose answer depends on the URL alone.
 
     Raises InvalidRequestError for a method or response class that cannot work. Routes with dependencies other than
-    `get_reader` are not served early: a dependency may refuse a request, or count it. A path does not identify a route
-    (a mounted application may have the same one), its ASGI app does.
+    `get_reader` are left out: a dependency may refuse a request, or count it. A path does not identify a route (a
+    mounted application may have the same one), its ASGI app does.
     """
     early = set[Any]()
     for context in iter_route_contexts(app.routes):

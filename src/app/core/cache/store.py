@@ -1,8 +1,11 @@
-"""Stored answers on one Redis server. Once a write has answered, no older answer is served.
+"""Stored answers on one Redis server. Once a write has answered, this server's answers are not older than the write.
 
 On a miss, a request stores a *lease* under the key and reads the database. It stores its answer only if the lease is
 still there. A write removes its keys after the commit, leases included: nothing read before the commit is stored after
 it. A request that finds another's lease waits for that answer, so concurrent misses run the endpoint once.
+
+Older answers may still come from a replica that lags behind, from the caches of clients, or from this server while it
+cannot be reached by the process that writes (docs/decisions/0005-cache-leases.md).
 """
 
 import asyncio
@@ -20,8 +23,8 @@ from app.core.exceptions import RedisUnavailableError
 from app.core.redis import RedisServer
 from app.core.resources import getter
 
-LEASE_SECONDS = 2.5
-"""Longer than the default statement timeout: a waiter must not retry just before the database is found silent."""
+LEASE_MARGIN = 0.5
+"""Seconds of a lease beyond the statement timeout: a waiter must not retry just before the database is found silent."""
 MAX_LEASES_AWAITED = 2
 """After these a waiter runs the endpoint itself: the answer may be one that is not stored, such as a 404."""
 MAX_ANSWER_BYTES = 256 * 1024
@@ -47,12 +50,13 @@ class CacheStore:
     def is_open(self) -> bool:
         return self.server.is_open
 
-    def open(self, settings: RedisCacheSettings, secret_key: str) -> None:
+    def open(self, settings: RedisCacheSettings, secret_key: str, statement_timeout: float) -> None:
         """Prepare the connections. `secret_key` seals the answers, so that only this service's are served."""
         self.server.open(settings, "REDIS_CACHE", settings.REDIS_CACHE_TIMEOUT)
         self._removals.open(settings, "REDIS_CACHE", settings.REDIS_CACHE_REMOVAL_TIMEOUT)
-        # After an outage every worker must have the time to clear what it could not remove.
-        self._distrust_seconds = settings.REDIS_CACHE_REMOVAL_TIMEOUT + 1.0
+        self._statement_timeout = statement_timeout
+        # After an outage every worker must have the time to find that a removal failed, and to clear the cache.
+        self._distrust_seconds = (self._removals.longest_guard or 0) + 1
         self._seal_key = hashlib.blake2b(secret_key.encode(), person=b"cached answers").digest()
         # The previous process may have been killed during a removal, or have ended while the server was away.
         self._must_clear = True
@@ -75,8 +79,9 @@ class CacheStore:
         """
         fetch = self.server.script(FETCH)
         keys = [key, _index(key), INDEXES]
-        args: list[bytes | int] = [lease, round(LEASE_SECONDS * 1000), expiration + math.ceil(LEASE_SECONDS) + 1]
-        deadline, pause = time.monotonic() + LEASE_SECONDS, 0.005
+        seconds = self._statement_timeout + LEASE_MARGIN
+        args: list[bytes | int] = [lease, round(seconds * 1000), expiration + math.ceil(seconds) + 1]
+        deadline, pause = time.monotonic() + seconds, 0.005
         leases = set[bytes]()
         while True:
             self._refuse_distrusted()
@@ -136,7 +141,7 @@ class CacheStore:
         return f"{int.from_bytes(digest):0{_SEAL_BYTES}b}".encode().translate(_WHITE_SPACE)
 
     def is_trusted(self) -> bool:
-        """Tell whether stored answers are served: not before the start, or an outage, has been cleared up."""
+        """Tell whether stored answers are served: not until this process, and after an outage all, could clear them."""
         return self._clearing is None and time.monotonic() >= self.server.back_since + self._distrust_seconds
 
     def _refuse_distrusted(self) -> None:
