@@ -33,9 +33,6 @@ class FairPool(AsyncAdaptedQueuePool):
         self._slots.release()
 
     async def _wait_for_slot(self) -> None:
-        if not self._slots.locked():
-            await self._slots.acquire()
-            return
         try:
             async with asyncio.timeout(self._timeout):
                 await self._slots.acquire()
