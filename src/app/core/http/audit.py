@@ -1,4 +1,7 @@
-"""One log event for each request that changes something or uses a superuser's rights: who, what, from where."""
+"""One log event for each noted request that changes something or uses a superuser's rights: who, what, from where.
+
+Without a call of `note` there is no event: the dependencies that find the caller make one, and so do sign-ins.
+"""
 
 import logging
 from typing import Any
@@ -9,11 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.core.config import AppSettings
 from app.core.http.client_address import client_address
 from app.core.http.context import sent_status
+from app.core.logger import RECORD_FIELDS
 
 logger = logging.getLogger("app.audit")
 
 _NOTES = "app.audit"
-_RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 _READING = {"GET", "HEAD", "OPTIONS"}
 
 
@@ -22,7 +25,7 @@ def note(scope: Scope, **values: Any) -> None:
 
     Never a secret, a token or a hash. A later value replaces an earlier one of the same name.
     """
-    if reserved := values.keys() & _RESERVED:
+    if reserved := values.keys() & RECORD_FIELDS:
         raise ValueError(f"log records have {', '.join(sorted(reserved))} already: choose another name")
     scope[_NOTES].update(values)
 

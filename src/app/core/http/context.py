@@ -54,8 +54,8 @@ class RequestContext:
         ]
         if isinstance(settings, WebSecuritySettings) and settings.ENVIRONMENT is not EnvironmentOption.LOCAL:
             self.headers.append((b"strict-transport-security", b"max-age=%d" % settings.HSTS_MAX_AGE))
-        self.is_cacheable = isinstance(settings, ClientSideCacheSettings)
-        if self.is_cacheable:
+        self.has_client_cache = isinstance(settings, ClientSideCacheSettings)
+        if self.has_client_cache:
             self.headers.append((b"vary", b"Authorization"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +72,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 scope[_STATUS] = message["status"]
                 headers = message["headers"] = [*message.get("headers", ()), *extra]
-                if self.is_cacheable and not any(name == b"cache-control" for name, _ in headers):
+                if self.has_client_cache and not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"private, no-store"))
             await send(message)
 

@@ -64,5 +64,5 @@ class RequestTimeout:
             if sent_status(scope) is not None or not deadline.expired():
                 raise
             logger.warning("request timed out", extra={"method": scope["method"], "path": scope["path"]})
-            detail = "The request took too long: try again, with less at once or later"
+            detail = "The request took too long: check what it has changed before you repeat it, with less at once"
             await JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})(scope, receive, send)

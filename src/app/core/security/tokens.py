@@ -73,8 +73,7 @@ class TokenSigner:
         }
         if session is not None:
             claims["sid"] = str(session)
-        token: str = jwt.encode(claims, self._secret, algorithm=self._algorithm)
-        return token
+        return str(jwt.encode(claims, self._secret, algorithm=self._algorithm))
 
     def read(self, token: str, *, allow_expired: bool = False) -> AccessToken:
         """Return the content of a valid token; raises UnauthorizedError for any other."""
