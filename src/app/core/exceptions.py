@@ -25,8 +25,7 @@ class AppError(Exception):
     """An answer other than success; `detail` is for the client and says what to do."""
 
     detail = "Something went wrong"
-    constraint: str | None = None
-    """The name of the constraint of the database that a write has violated."""
+    constraint: str | None = None  # the name of the constraint of the database that a write has violated
 
     def __init__(self, detail: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
         self.detail = detail or self.detail

@@ -55,11 +55,9 @@ class RedisServer:
         """`sends_many`: a guard covers several commands, whose timeouts must not add up."""
         self.role = role
         self._sends_many = sends_many
-        self.longest_guard: float | None = None
-        """Seconds after which a guard of several commands gives up."""
+        self.longest_guard: float | None = None  # seconds after which a guard of several commands gives up
         self.is_open = False
-        self.back_since = -math.inf
-        """When the server last came back after an outage, on the monotonic clock."""
+        self.back_since = -math.inf  # when the server last came back after an outage, on the monotonic clock
         self.is_away = False
         self._next_try = -math.inf
         self._scripts: dict[str, Callable[..., Awaitable[Any]]] = {}

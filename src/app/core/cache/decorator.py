@@ -1,6 +1,7 @@
 """`@cache`: GET endpoints answer with stored bytes, other endpoints remove them once their change is committed."""
 
 import functools
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec, cast
 
@@ -10,9 +11,10 @@ from fastapi.routing import APIRoute, iter_route_contexts, serialize_response
 from starlette.routing import Host
 
 from app.core.cache.options import CacheOptions
-from app.core.cache.store import MAX_ANSWER_BYTES, CacheStore, store_of
+from app.core.cache.store import LEASE_START, MAX_ANSWER_BYTES, CacheStore, store_of
 from app.core.database import get_reader, on_commit, session_of
 from app.core.exceptions import InvalidRequestError, RedisUnavailableError
+from app.core.http.context import matched_route
 
 P = ParamSpec("P")
 
@@ -101,14 +103,11 @@ def prepare_cached_routes(app: FastAPI) -> None:
 
 
 def _check_answer(route: APIRoute, answers: Any) -> None:
-    """Refuse routes whose answer is more than the stored bytes, or is not JSON.
-
-    `answers` is the response class; FastAPI has a placeholder in place of the default, which is JSON.
-    """
+    """Refuse routes whose answer is more than the stored bytes, or is not JSON; `answers` is the response class."""
     fault = None
     if route.status_code in {204, 205, 304}:
         fault = f"an answer of status {route.status_code} has no body that could be stored"
-    elif isinstance(answers, type) and not issubclass(answers, JSONResponse):
+    elif isinstance(answers, type) and not issubclass(answers, JSONResponse):  # the default is no class, and is JSON
         fault = f"@cache stores JSON, but the route answers with {answers.__name__}"
     elif route.dependant.response_param_name is not None:
         fault = "@cache does not store the headers and cookies that it sets on its `Response`"
@@ -123,7 +122,7 @@ def do_not_store(request: Request) -> None:
 
 async def look_up(store: CacheStore, key: str, expiration: int) -> tuple[bytes | None, bytes]:
     """Return the stored answer or None, and the lease under which one may be stored: empty without a usable cache."""
-    lease = store.new_lease()
+    lease = LEASE_START + os.urandom(16)
     try:
         return await store.fetch(key, lease, expiration), lease
     except RedisUnavailableError:
@@ -156,12 +155,8 @@ async def _serve(
 
 
 def _is_served_early(request: Request) -> bool:
-    # FastAPI keeps the route as its routers have included it only in this entry of the scope.
-    included = request.scope.get("fastapi", {}).get("effective_route_context")
-    route = request.scope["route"]
-    selected = included if included is not None and included.original_route is route else route
     has_hosts = any(isinstance(each, Host) for each in request.app.routes)  # then the URL alone selects no route
-    return selected.app in getattr(request.app.state, "early_routes", ()) and not has_hosts
+    return matched_route(request.scope).app in getattr(request.app.state, "early_routes", ()) and not has_hosts
 
 
 async def _render(request: Request, answer: Any) -> bytes:

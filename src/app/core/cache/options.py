@@ -14,8 +14,7 @@ from fastapi.security.base import SecurityBase
 
 from app.core.exceptions import CacheIdentificationInferenceError, InvalidRequestError
 
-ONLY_ONE = "all"
-"""The resource id of an endpoint without path and query parameters, such as a short list."""
+ONLY_ONE = "all"  # the resource id of an endpoint without path and query parameters, such as a short list
 _GLOB = re.compile(r"([*?\[\]\\])")
 
 

@@ -9,9 +9,9 @@ cannot be reached by the process that writes (docs/decisions/0005-cache-leases.m
 """
 
 import asyncio
+import contextlib
 import hashlib
 import math
-import os
 import re
 import time
 from collections.abc import Iterable
@@ -27,14 +27,12 @@ LEASE_MARGIN = 0.5
 """Seconds of a lease beyond the statement timeout: a waiter must not retry just before the database is found silent."""
 MAX_LEASES_AWAITED = 2
 """After these a waiter runs the endpoint itself: the answer may be one that is not stored, such as a 404."""
-MAX_ANSWER_BYTES = 256 * 1024
-"""Larger answers are not stored: a few readers of long pages could fill the server."""
-_LEASE = b"\x00"  # JSON never begins with it
+MAX_ANSWER_BYTES = 256 * 1024  # larger answers are not stored: a few readers of long pages could fill the server
+LEASE_START = b"\x00"  # JSON never begins with it
 _SEAL_BYTES = 64
 _WHITE_SPACE = bytes.maketrans(b"01", b" \t")
 _LITERAL_START = re.compile(r"(?:[^*?\[\\]|\\.)*", re.DOTALL)
-_BATCH = 100
-"""Keys and patterns in one call of the script: the server does nothing else meanwhile."""
+_BATCH = 100  # keys and patterns in one call of the script: the server does nothing else meanwhile
 
 
 class CacheStore:
@@ -68,10 +66,6 @@ class CacheStore:
         await self.server.close()
         await self._removals.close()
 
-    def new_lease(self) -> bytes:
-        """A value that no other request, in whichever process, stores under a key."""
-        return _LEASE + os.urandom(16)
-
     async def fetch(self, key: str, lease: bytes, expiration: int) -> bytes | None:
         """Return the stored answer, or None and the right to store one under `lease`.
 
@@ -93,7 +87,7 @@ class CacheStore:
             answer = value[:-_SEAL_BYTES]
             if value[-_SEAL_BYTES:] == self.seal(key, answer):
                 return answer
-            is_lease = value.startswith(_LEASE)
+            is_lease = value.startswith(LEASE_START)
             if is_lease:
                 leases.add(value)
             if time.monotonic() > deadline or len(leases) > MAX_LEASES_AWAITED:
@@ -107,11 +101,9 @@ class CacheStore:
     async def store(self, key: str, lease: bytes, answer: bytes, expiration: int) -> None:
         """Keep the answer unless its lease was removed meanwhile; an empty answer gives the lease back."""
         value = answer + self.seal(key, answer) if answer else b""
-        try:
+        with contextlib.suppress(RedisUnavailableError):  # the lease ends by itself
             async with self.server.guard():
                 await self.server.script(STORE)([INDEXES, key, _index(key)], [lease, value, expiration])
-        except RedisUnavailableError:
-            pass  # the lease ends by itself
 
     async def remove(self, keys: Iterable[str], patterns: Iterable[str]) -> None:
         """Remove keys, and all that match a pattern. If that fails, clear the cache as soon as the server is back."""

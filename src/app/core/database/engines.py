@@ -15,8 +15,7 @@ from app.core.database.reader import Reader
 from app.core.database.server import PostgresServer
 from app.core.resources import getter
 
-WRITER = "app"
-"""The `application_name` of the connections for transactions."""
+WRITER = "app"  # the `application_name` of the connections for transactions
 
 
 def database_url(settings: PostgresSettings, server: str | None = None) -> URL:

@@ -14,8 +14,6 @@ from sqlalchemy.util import await_only
 
 
 class FairPool(AsyncAdaptedQueuePool):
-    """A pool that lends connections in the order of the requests for them."""
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._slots = asyncio.Semaphore(self.size())

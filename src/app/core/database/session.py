@@ -79,12 +79,9 @@ async def _call_when_settled(callbacks: Sequence[AfterCommit], engines: Engines)
     """Call once every transaction that had begun is over: the server may commit one after the client gave up."""
     since = None
     while True:
-        try:
+        with contextlib.suppress(DatabaseUnavailableError, PoolTimeoutError):
             async with engines.write.connect() as connection:
                 now, oldest = (await connection.execute(_OLDEST_TRANSACTION)).one()
-        except (DatabaseUnavailableError, PoolTimeoutError):
-            pass
-        else:
             since = since or now
             if oldest is None or oldest > since:
                 break

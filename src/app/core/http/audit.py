@@ -38,16 +38,12 @@ class AuditLog:
         self.settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        notes: dict[str, Any] = {}
-        scope[_NOTES] = notes
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        method: str = scope["method"]
+        notes = scope[_NOTES] = dict[str, Any]()
+        method = scope.get("method")  # before `HeadRequests` changes it
         try:
             await self.app(scope, receive, send)
         finally:
-            if notes and (method not in _READING or notes.get("superuser") is True):
+            if scope["type"] == "http" and notes and (method not in _READING or notes.get("superuser") is True):
                 values = {
                     "who": None,
                     "address": client_address(HTTPConnection(scope), self.settings),

@@ -33,12 +33,15 @@ def sent_status(scope: Scope) -> int | None:
     return status
 
 
+def matched_route(scope: Scope) -> Any:
+    """The matched route, with prefixes and dependencies of the routers around it, which `scope["route"]` lacks."""
+    included, route = scope.get("fastapi", {}).get("effective_route_context"), scope["route"]
+    return included if included is not None and included.original_route is route else route
+
+
 def route_template(connection: HTTPConnection) -> str:
     """The path of the matched route, with its prefixes and with `{names}` in place of values."""
-    # FastAPI keeps an included route without its prefix, and the path with it only in this entry of the scope.
-    included = connection.scope.get("fastapi", {}).get("effective_route_context")
-    template: str = (included or connection.scope["route"]).path
-    return template
+    return str(matched_route(connection.scope).path)
 
 
 class RequestContext:

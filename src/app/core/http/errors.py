@@ -26,14 +26,11 @@ class UnexpectedErrors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         try:
             await self.app(scope, receive, send)
         except Exception as error:
             _remove_input(error)
-            if sent_status(scope) is not None:
+            if scope["type"] != "http" or sent_status(scope) is not None:
                 raise
             logger.exception("unhandled error", extra={"method": scope["method"], "path": scope["path"]})
             handlers = scope["app"].exception_handlers

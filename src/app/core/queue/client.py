@@ -41,8 +41,7 @@ class JobPipeline(Pipeline):
     next breaking versions.
     """
 
-    running: set[str]
-    """The keys that mark the jobs of this process as in progress."""
+    running: set[str]  # that of its `JobQueue`
 
     def set(self, name: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Keep a failed job in the transaction in which arq stores its result and takes it off the queue."""
@@ -104,8 +103,7 @@ class JobQueue(ArqRedis):
             expires_extra_ms=JOB_LIFETIME * 1000,
         )
         self._enqueue = self.register_script(_ENQUEUE)
-        self.running: set[str] = set()
-        """The keys that mark the jobs of this process as in progress."""
+        self.running: set[str] = set()  # the keys that mark the jobs of this process as in progress
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> JobPipeline:
         pipe = JobPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)

@@ -36,10 +36,8 @@ JobT = TypeVar("JobT", Function, CronJob)
 # -------- retries --------
 LONGEST_DELAY = 3600
 _IS_RETRIED = "is_retried"
-TIME_TO_STOP = 10
-"""Seconds between a job's timeout and the moment when arq interrupts it once more."""
-SHORTEST_RESULT = 0.001
-"""Seconds to keep a result in place of 0: a failed job is recognised when its result is stored."""
+TIME_TO_STOP = 10  # seconds between a job's timeout and the moment when arq interrupts it once more
+SHORTEST_RESULT = 0.001  # seconds to keep a result in place of 0: a failed job is recognised when its result is stored
 
 
 def retried(delay: float) -> Callable[[T], T]:
@@ -150,15 +148,10 @@ def patient_queue(settings: RedisQueueSettings) -> JobQueue:
 
 def queue_address(settings: RedisQueueSettings) -> RedisSettings:
     """The queue for `arq --check`, which does not wait."""
-    password = settings.REDIS_QUEUE_PASSWORD
-    return RedisSettings(
-        host=settings.REDIS_QUEUE_HOST,
-        port=settings.REDIS_QUEUE_PORT,
-        database=settings.REDIS_QUEUE_DB,
-        password=password.get_secret_value() if password else None,
-        conn_timeout=math.ceil(settings.REDIS_QUEUE_TIMEOUT),
-        conn_retries=0,
-    )
+    timeout = math.ceil(settings.REDIS_QUEUE_TIMEOUT)
+    options = connection_options(settings, "REDIS_QUEUE", timeout)
+    address = {"database": options["db"], **{name: options[name] for name in ("host", "port", "password")}}
+    return RedisSettings(**address, conn_timeout=timeout, conn_retries=0)
 
 
 # -------- leases --------
