@@ -149,14 +149,12 @@ async def _serve(
             is_kept = len(body) <= MAX_ANSWER_BYTES and _NOT_STORED not in request.scope
             await store.store(key, lease, body if is_kept else b"", expiration)
     status = cast(APIRoute, request.scope["route"]).status_code or 200
-    if _is_served_early(request):
+    is_early = matched_route(request.scope).app in getattr(request.app.state, "early_routes", ())
+    if is_early and not any(
+        isinstance(each, Host) for each in request.app.routes
+    ):  # then the URL alone selects no route
         request.scope[EARLY] = key, expiration, status
     return Response(body, status, media_type="application/json")
-
-
-def _is_served_early(request: Request) -> bool:
-    has_hosts = any(isinstance(each, Host) for each in request.app.routes)  # then the URL alone selects no route
-    return matched_route(request.scope).app in getattr(request.app.state, "early_routes", ()) and not has_hosts
 
 
 async def _render(request: Request, answer: Any) -> bytes:

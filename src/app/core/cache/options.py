@@ -33,7 +33,10 @@ class CacheOptions:
         self.endpoint = endpoint
         self._hints = get_type_hints(endpoint)
         self._parameters = inspect.signature(endpoint).parameters
-        self.request_name = self._find_request()
+        requests = [name for name, hint in self._hints.items() if isinstance(hint, type) and issubclass(hint, Request)]
+        if not requests:
+            raise InvalidRequestError(f"{endpoint.__name__}: @cache needs the parameter `request: Request`")
+        self.request_name = requests[0]
         if resource_id_name is None and not takes_parameters(get_dependant(path="/", call=endpoint)):
             self.key_template = f"{key_prefix}:{ONLY_ONE}"
         else:
@@ -66,12 +69,6 @@ class CacheOptions:
             fault = "its answer may depend on who asks, and @cache would give it to everybody"
         if fault is not None:
             raise InvalidRequestError(f"{self.endpoint.__name__}: {fault}")
-
-    def _find_request(self) -> str:
-        for name, hint in self._hints.items():
-            if isinstance(hint, type) and issubclass(hint, Request):
-                return name
-        raise InvalidRequestError(f"{self.endpoint.__name__}: @cache needs the parameter `request: Request`")
 
     def _infer_id_name(self, kind: type) -> str:
         names = [name for name in self._parameters if self._hints.get(name) is kind]

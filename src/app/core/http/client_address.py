@@ -25,10 +25,6 @@ def client_address(connection: HTTPConnection, settings: AppSettings) -> str:
             address = _TRUSTED_BY_SERVER
         while hops and _is_trusted(address, proxies):
             address = hops.pop()[0] or address
-    return _counted_as(address)
-
-
-def _counted_as(address: str) -> str:
     parsed = _parse(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((parsed, 64), strict=False))

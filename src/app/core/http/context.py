@@ -65,7 +65,10 @@ class RequestContext:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        identity = _identity(scope)
+        given: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        identity = (
+            given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+        )  # another may be unsafe to log
         request_id.set(identity.decode())
         extra = [*self.headers, (b"x-request-id", identity)]
         # A copy: the server's own scope stays as it was.
@@ -80,9 +83,3 @@ class RequestContext:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
-
-
-def _identity(scope: Scope) -> bytes:
-    """The client's `X-Request-ID` where it is safe to log, else a random one."""
-    given: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()

@@ -156,21 +156,12 @@ class QueueClient:
         """Prepare `pool`; unlike arq's `create_pool` this works before the server is up."""
         self.server.open(settings, "REDIS_QUEUE", settings.REDIS_QUEUE_TIMEOUT)
         self.pool = JobQueue(self.server.client.connection_pool)
-        _open_clients.append(self)
+        open_clients.append(self)
 
     async def close(self) -> None:
-        _open_clients.remove(self)
+        open_clients.remove(self)
         await self.server.close()
 
 
-_open_clients: list[QueueClient] = []
-
-
+open_clients: list[QueueClient] = []
 queue_of = getter(QueueClient)
-
-
-def default_pool() -> JobQueue:
-    """The pool of the application that was started first in this process: `queue.pool`."""
-    if not _open_clients:
-        raise AttributeError("The queue is not open: the application has not started, or has no queue settings")
-    return _open_clients[0].pool
