@@ -23,7 +23,7 @@ async def main(port: int, first: int, last: int) -> list[float]:
     seconds = []
     redis = Redis(host=settings.REDIS_CACHE_HOST, port=settings.REDIS_CACHE_PORT)
     store = CacheStore()
-    store.open(settings, settings.secret_key)
+    store.open(settings, settings.secret_key, settings.POSTGRES_STATEMENT_TIMEOUT)
     try:
         for _ in range(WARM_UP):  # the first one succeeds once the store trusts its server
             await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Every error the service raises on purpose; `app.api.exceptions` turns each into a response.
+"""The errors of the service. `app.api.exceptions` turns an AppError into a response; the others are faults of the code.
 
 AppError
 ├── UnauthorizedError           no credentials, or invalid ones
@@ -13,9 +13,9 @@ AppError
 └── ServiceUnavailableError     a server or a queue of the service is unavailable or full
     ├── DatabaseUnavailableError
     └── RedisUnavailableError
-InvalidRequestError             `@cache` used in a way that cannot work
-CacheIdentificationInferenceError
-UnknownFilterError              CRUD called with a name that is no column, or without any filter
+InvalidRequestError             `@cache` on an endpoint that it cannot serve
+CacheIdentificationInferenceError  `@cache` cannot tell which argument is the id
+UnknownFilterError              CRUD got a name that is no column, or a write without a filter
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,7 @@ class AppError(Exception):
     """An answer other than success; `detail` is for the client and says what to do."""
 
     detail = "Something went wrong"
-    constraint: str | None = None
-    """The name of the constraint of the database that a write has violated."""
+    constraint: str | None = None  # the name of the constraint of the database that a write has violated
 
     def __init__(self, detail: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
         self.detail = detail or self.detail
@@ -89,7 +88,10 @@ class RedisUnavailableError(ServiceUnavailableError):
 
 
 class InvalidRequestError(Exception):
-    """`@cache` on an endpoint that it cannot serve; raised when the application is built."""
+    """`@cache` requests something that cannot work on this endpoint; says nothing about a request of a client.
+
+    Raised by the decorator, when the application is built or, for a route that was added later, by each request to it.
+    """
 
 
 class CacheIdentificationInferenceError(Exception):

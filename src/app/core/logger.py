@@ -11,14 +11,15 @@ LOG_FILE = Path(__file__).resolve().parents[1] / "logs" / "app.log"
 MAX_BYTES = 10 * 1024 * 1024
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
+RECORD_FIELDS = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
+"""Fields that a log record has without `extra`."""
 
 
 class KeyValueFormatter(logging.Formatter):
     """`time level logger event key=value …`; values are JSON, so that no value can forge a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        values = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        values = {key: value for key, value in vars(record).items() if key not in RECORD_FIELDS}
         if (current := request_id.get()) != "-":
             values["request_id"] = current
         pairs = "".join(f" {key}={json.dumps(value, default=str)}" for key, value in values.items())

@@ -1,4 +1,4 @@
-"""Mixins of models (SQLAlchemy, the first three) and bases and types of schemas (Pydantic, the rest)."""
+"""What models and schemas share: mixins of models, types of fields, bases of schemas, and bodies of no one resource."""
 
 import re
 from collections.abc import Mapping
@@ -8,15 +8,7 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID, uuid4
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
 
@@ -60,17 +52,12 @@ def normalized_email(address: str) -> str:
 
 
 def sanitize_path(path: str) -> str:
-    """Name a route template as rate limits store it: `/api/v1/tasks/task` is `api_v1_tasks_task`."""
+    """Return the name of a path in rules of rate limits: `/api/v1/tasks/task` becomes `api_v1_tasks_task`."""
     return path.strip("/").replace("/", "_")
 
 
-_JSON_TYPES = {
-    bool: {"boolean"},
-    int: {"integer", "number"},
-    float: {"integer", "number"},
-    str: {"string"},
-    list: {"array"},
-}
+_NUMBER = {"integer", "number"}
+_JSON_TYPES = {bool: {"boolean"}, int: _NUMBER, float: _NUMBER, str: {"string"}, list: {"array"}}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -83,8 +70,7 @@ def _has_json_type(value: object, schema: Mapping[str, Any], definitions: Mappin
     """Whether the schema names the JSON type of the value, or none; an object of its own checks itself."""
     if "$ref" in schema:
         return _has_json_type(value, definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in schema or "oneOf" in schema:
-        alternatives = schema.get("anyOf") or schema["oneOf"]
+    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
         return any(_has_json_type(value, each, definitions) for each in alternatives)
     if type(value) is list and isinstance(schema.get("items"), dict):
         return all(_has_json_type(each, schema["items"], definitions) for each in value)
@@ -172,7 +158,7 @@ class Message(BaseModel):
 
 
 class ErrorMessage(BaseModel):
-    """The body of every error except a 422 for malformed input, whose detail is a list."""
+    """The body of an error, except of a 422, whose `detail` is a list. A 500 has a `request_id`, too."""
 
     detail: str
 

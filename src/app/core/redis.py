@@ -3,18 +3,28 @@
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from pydantic_settings import BaseSettings
+from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.exceptions import RedisError
 
 from app.core.exceptions import RedisUnavailableError
 
 logger = logging.getLogger(__name__)
+
+# An outage: no connection, no answer in time, or the answer that the server cannot serve us now. Any other answer, such
+# as WRONGTYPE, is a fault of the code. redis-py counts LOADING and NOAUTH as ConnectionError.
+_OUTAGES = (
+    OSError, TimeoutError, exceptions.ConnectionError, exceptions.TimeoutError, exceptions.InvalidResponse,
+    exceptions.NoPermissionError, exceptions.OutOfMemoryError, exceptions.ReadOnlyError,
+)  # fmt: skip
+# Answers without a class of their own; Redis 6 has the code of a script's error inside the text.
+_NOT_READY = re.compile(r"(?:^|-)(?:BUSY|CLUSTERDOWN|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY) ")
 
 
 def connection_options(settings: BaseSettings, prefix: str, timeout: float) -> dict[str, Any]:
@@ -45,9 +55,9 @@ class RedisServer:
         """`sends_many`: a guard covers several commands, whose timeouts must not add up."""
         self.role = role
         self._sends_many = sends_many
+        self.longest_guard: float | None = None  # seconds after which a guard of several commands gives up
         self.is_open = False
-        self.back_since = -math.inf
-        """When the server last came back after an outage, on the monotonic clock."""
+        self.back_since = -math.inf  # when the server last came back after an outage, on the monotonic clock
         self.is_away = False
         self._next_try = -math.inf
         self._scripts: dict[str, Callable[..., Awaitable[Any]]] = {}
@@ -58,7 +68,7 @@ class RedisServer:
         # Unlike ConnectionPool this one opens connections concurrently, which matters while the server is away.
         pool = BlockingConnectionPool(max_connections=self.MAX_CONNECTIONS, timeout=None, **options)
         self.client = Redis(connection_pool=pool)
-        self._timeout = timeout
+        self.longest_guard = 2 * timeout if self._sends_many else None
         self._scripts.clear()
         self._slots = asyncio.Semaphore(self.MAX_CONNECTIONS)
         self.is_open = True
@@ -78,9 +88,11 @@ class RedisServer:
             self._refuse_in_pause(probe)
             self._next_try = time.monotonic() + self.PAUSE
             try:
-                async with asyncio.timeout(2 * self._timeout if self._sends_many else None):
+                async with asyncio.timeout(self.longest_guard):
                     yield
-            except (RedisError, OSError, TimeoutError) as error:
+            except (*_OUTAGES, exceptions.ResponseError) as error:
+                if not isinstance(error, _OUTAGES) and not _NOT_READY.search(str(error)):
+                    raise
                 if not self.is_away:
                     reason = f"{type(error).__name__}: {error}"
                     logger.warning("redis server away", extra={"role": self.role, "error": reason})

@@ -1,10 +1,9 @@
 """Build the application and open its resources; the routers and the guard of the docs are arguments.
 
-The application is made from its settings alone. Global in the process are the default `settings` (`core.config`), the
-`default_engines` of scripts and jobs (`core.database`), `queue.pool` (`core.queue`), logging and caches of statements.
+Two applications with different settings can run in one process: each has its own `Resources`. They share logging, and
+what is used without an application: `settings` (`core.config`), `default_engines` (`core.database`), `queue.pool`.
 """
 
-import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -21,7 +20,6 @@ from app.core.cache import CacheStore, StoredAnswers, prepare_cached_routes
 from app.core.config import EnvironmentOption, Settings
 from app.core.database import Engines, default_engines
 from app.core.docs import add_docs, document_errors
-from app.core.exceptions import DatabaseUnavailableError
 from app.core.http.audit import AuditLog
 from app.core.http.client_cache import ClientCache
 from app.core.http.context import RequestContext
@@ -34,6 +32,8 @@ from app.core.logger import setup_logging
 from app.core.queue import QueueClient
 from app.core.rate_limit import RateLimiter
 from app.core.security import PasswordHasher, TokenSigner
+
+logger = logging.getLogger(__name__)
 
 ExceptionHandler = Callable[[Request, Any], Awaitable[Response]]
 default_exception_handlers: dict[int | type[Exception], ExceptionHandler] = {}
@@ -66,11 +66,11 @@ class Resources:
         setup_logging()
         settings = self.settings
         if not settings.SECRET_KEY:
-            logging.getLogger(__name__).warning("SECRET_KEY is not set: tokens are valid in this process only")
+            logger.warning("SECRET_KEY is not set: tokens are valid in this process only")
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.engines.close)
             if isinstance(settings, config.RedisCacheSettings):
-                self.cache.open(settings, settings.secret_key)
+                self.cache.open(settings, settings.secret_key, settings.POSTGRES_STATEMENT_TIMEOUT)
                 stack.push_async_callback(self.cache.close)
             if isinstance(settings, config.RedisQueueSettings):
                 self.queue.open(settings)
@@ -78,8 +78,13 @@ class Resources:
             if isinstance(settings, config.RedisRateLimiterSettings):
                 self.limiter.open(settings)
                 stack.push_async_callback(self.limiter.server.close)
+            elif isinstance(settings, config.AbuseLimitSettings):
+                logger.warning("AbuseLimitSettings without RedisRateLimiterSettings: guesses are not limited")
             if settings.ENVIRONMENT is EnvironmentOption.LOCAL:
-                await _migrate(self.engines)
+                # Alembic is imported only where it runs: it takes a tenth of the start.
+                from app.core.database.migrations import migrate_at_start  # noqa: PLC0415
+
+                await migrate_at_start(self.engines)
             yield
 
 
@@ -92,8 +97,8 @@ def create_application(
 ) -> FastAPI:
     """Build the application for `settings`; `router` is one, or a function that adds those that these settings need.
 
-    Raises InvalidRequestError where `@cache` is used wrongly. The docs are open in the local environment, behind
-    `docs_guard`, if there is one, in staging, and absent in production.
+    The docs are open in `local`. In `staging` they need `docs_guard`, a dependency, and are absent without one; in
+    `production` they are absent. Raises InvalidRequestError if an endpoint uses `@cache` in a way that cannot work.
     """
     resources = Resources(settings)
     contact = {"name": settings.CONTACT_NAME, "email": settings.CONTACT_EMAIL}
@@ -144,40 +149,20 @@ def _middleware(resources: Resources) -> list[Middleware]:
     is_secured = isinstance(settings, config.WebSecuritySettings)
     origins = settings.cors_origins if is_secured else []
     hosts = settings.allowed_hosts if is_secured else []
-    cors: dict[str, Any] = {
-        "allow_origins": origins,
-        "allow_credentials": "*" not in origins,
-        "allow_methods": ["*"],
-        "allow_headers": ["*"],
-        "expose_headers": EXPOSED_HEADERS,
-    }
-    # CORS is outside all others, so that a page of another origin can read every error, too.
-    middleware = [Middleware(CORSMiddleware, **cors)] if origins else []
-    middleware += [
+    has_client_cache = isinstance(settings, config.ClientSideCacheSettings)
+    options: dict[str, Any] = {"allow_methods": ["*"], "allow_headers": ["*"], "allow_credentials": "*" not in origins}
+    cors = Middleware(CORSMiddleware, allow_origins=origins, expose_headers=EXPOSED_HEADERS, **options)
+    return [
+        # Outside all others, so that a page of another origin can read every error, too.
+        *([cors] if origins else []),
         Middleware(RequestContext, settings=settings, resources=resources.by_class),
         Middleware(AuditLog, settings=settings),
         Middleware(HeadRequests),
         Middleware(LoadShedding, limit=settings.MAX_CONCURRENT_REQUESTS),
-    ]
-    middleware += [Middleware(TrustedHosts, allowed_hosts=hosts)] if hosts else []
-    middleware += [
+        *([Middleware(TrustedHosts, allowed_hosts=hosts)] if hosts else []),
         Middleware(BodyLimit, max_bytes=settings.MAX_BODY_BYTES),
         Middleware(UnexpectedErrors),
         Middleware(RequestTimeout, seconds=settings.REQUEST_TIMEOUT),
+        *([Middleware(ClientCache, max_age=settings.CLIENT_CACHE_MAX_AGE)] if has_client_cache else []),
+        Middleware(StoredAnswers, store=resources.cache),
     ]
-    if isinstance(settings, config.ClientSideCacheSettings):
-        middleware.append(Middleware(ClientCache, max_age=settings.CLIENT_CACHE_MAX_AGE))
-    if isinstance(settings, config.RedisCacheSettings):
-        middleware.append(Middleware(StoredAnswers, store=resources.cache))
-    return middleware
-
-
-async def _migrate(engines: Engines) -> None:
-    """Migrate before the first request, or, when the database is not there yet, as soon as it is."""
-    # Alembic is imported only where it runs: it takes a tenth of the start.
-    from app.core.database.migrations import migrate, migrate_when_reachable  # noqa: PLC0415
-
-    try:
-        await migrate(engines)
-    except DatabaseUnavailableError:
-        engines.background.add(asyncio.create_task(migrate_when_reachable(engines)))

@@ -7,12 +7,13 @@ inside `async with db.begin_nested():`.
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Generic, cast
 
 import sqlalchemy as sa
 from pydantic import BaseModel
-from sqlalchemy import ClauseElement, CursorResult, Executable, Update, delete, update
+from sqlalchemy import ClauseElement, CursorResult, Executable, delete, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
@@ -30,8 +31,8 @@ DeleteT = TypeVar("DeleteT", bound=BaseModel, default=BaseModel)
 
 Schema = type[BaseModel] | Sequence[str]
 _STORED_AS_GIVEN = {
-    sa.BigInteger, sa.Boolean, sa.Date, sa.Enum, sa.Integer, sa.Interval, sa.LargeBinary, sa.SmallInteger, sa.String,
-    sa.Text, sa.Time, sa.Unicode, sa.UnicodeText, sa.Uuid,
+    sa.BigInteger, sa.Boolean, sa.Date, sa.DateTime, sa.Enum, sa.Integer, sa.Interval, sa.LargeBinary,
+    sa.SmallInteger, sa.String, sa.Text, sa.Time, sa.Unicode, sa.UnicodeText, sa.Uuid,
 }  # fmt: skip
 
 
@@ -41,31 +42,15 @@ async def execute_write(db: AsyncSession, statement: Executable, parameters: Map
 
 
 @lru_cache
-def _inexact_columns(model: type[Base]) -> Mapping[str, bool]:
-    """Return the attributes that may be stored otherwise than given: rounded, padded, computed or set by a trigger.
-
-    A moment is False: it differs if it is not in UTC.
-    """
-    columns = sql.columns_of(model).items()
-    differs = {
-        name: not isinstance(column, sa.Column)
-        or type(column.server_default) is sa.FetchedValue
-        or type(column.type) not in {*_STORED_AS_GIVEN, sa.DateTime}
-        for name, column in columns
-    }
-    return {name: differs[name] for name, column in columns if differs[name] or type(column.type) is sa.DateTime}
-
-
-async def _refresh(db: AsyncSession, row: Base) -> None:
-    """Read again what the database may have changed of a row that was just written."""
-    given = sa.inspect(row).dict
-    names = [
+def _inexact_columns(model: type[Base]) -> list[str]:
+    """Return the attributes that may be stored otherwise than given: rounded, padded, computed or set by a trigger."""
+    return [
         name
-        for name, differs in _inexact_columns(type(row)).items()
-        if differs or ((moment := given.get(name)) is not None and moment.utcoffset())
+        for name, column in sql.columns_of(model).items()
+        if not isinstance(column, sa.Column)
+        or type(column.server_default) is sa.FetchedValue
+        or type(column.type) not in _STORED_AS_GIVEN
     ]
-    if names:
-        await db.refresh(row, names)
 
 
 class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
@@ -146,23 +131,25 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         for name, value in values.items():
             if isinstance(value, sql.Lookup):
                 shape, parameters = sql.parse_filters(value.model, value.filters)
-                found = await db.execute(sql.select_locked(value.model, value.column, shape), parameters)
+                found = await db.execute(sql.select_lookup(value.model, value.column, shape, lock=True), parameters)
                 if (row := found.one_or_none()) is None:
                     raise NotFoundError(f"{value.model.__name__} not found")
                 values[name] = row[0]
         row = self.model(**object.model_dump(), **values)
+        for name, value in [*sa.inspect(row).dict.items()]:
+            if isinstance(value, datetime) and value.utcoffset():  # the database returns moments in UTC
+                setattr(row, name, value.astimezone(UTC))
         db.add(row)
         await db.flush()
-        await _refresh(db, row)
+        if names := _inexact_columns(self.model):
+            await db.refresh(row, names)
         return row
 
     async def update(
         self, db: AsyncSession, object: UpdateT | UpdateInternalT | Mapping[str, Any], **filters: Any
     ) -> int:
         """Set what `object` sets, and `updated_at`, in all rows that match; return their number."""
-        count = await execute_write(db, *self._update_statement(db, object, filters))
-        await self._refresh_loaded(db)
-        return count
+        return (await self._update(db, object, filters)).rowcount
 
     async def update_one(
         self,
@@ -173,9 +160,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     ) -> dict[str, Any] | None:
         """Update like `update`, with filters that match one row at most; return the new row, or None."""
         columns = sql.columns_to_select(self.model, schema_to_select)
-        statement, parameters = self._update_statement(db, object, filters, columns)
-        row = (await db.execute(statement, parameters)).one_or_none()
-        await self._refresh_loaded(db)
+        row = (await self._update(db, object, filters, columns)).one_or_none()
         return None if row is None else dict(zip(columns, row, strict=True))
 
     async def delete(self, db: AsyncSession, db_row: ModelT | Mapping[str, Any] | None = None, **filters: Any) -> int:
@@ -192,54 +177,48 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         attributes = sql.columns_of(self.model)
         if "is_deleted" not in attributes:
             return await self.db_delete(db, **filters)
-        shape, parameters = self._parse_filters_of_write(filters)
-        values = {"is_deleted": True, "deleted_at": now()}
-        statement = (
-            update(self.model)
-            .where(*sql.where_clauses(self.model, shape, lock=True), ~attributes["is_deleted"])
-            .values({name: values[name] for name in values if name in attributes})
-        )
+        where, parameters = self._where(filters)
+        marks = {name: value for name, value in (("is_deleted", True), ("deleted_at", now())) if name in attributes}
+        statement = update(self.model).where(*where, ~attributes["is_deleted"]).values(marks)
         return await execute_write(db, statement, parameters)
 
     async def db_delete(self, db: AsyncSession, **filters: Any) -> int:
         """Delete all rows that match from the table; return their number."""
-        shape, parameters = self._parse_filters_of_write(filters)
-        return await execute_write(
-            db, delete(self.model).where(*sql.where_clauses(self.model, shape, lock=True)), parameters
-        )
+        where, parameters = self._where(filters)
+        return await execute_write(db, delete(self.model).where(*where), parameters)
 
-    async def _refresh_loaded(self, db: AsyncSession) -> None:
-        for row in [*db.identity_map.values()]:
-            if isinstance(row, self.model):
-                with contextlib.suppress(InvalidRequestError):  # another transaction has deleted the row
-                    await _refresh(db, row)
+    def _where(self, filters: Mapping[str, Any]) -> tuple[list[sa.ColumnElement[bool]], dict[str, Any]]:
+        shape, parameters = self._parse_filters(filters)
+        return sql.where_clauses(self.model, shape, lock=True), parameters
 
-    def _parse_filters_of_write(self, filters: Mapping[str, Any]) -> tuple[sql.FilterShape, dict[str, Any]]:
+    def _parse_filters(self, filters: Mapping[str, Any]) -> tuple[sql.FilterShape, dict[str, Any]]:
         if not filters:
             raise UnknownFilterError(f"a write without a filter would change every row of {self.model.__name__}")
         return sql.parse_filters(self.model, filters)
 
-    def _update_statement(
+    async def _update(
         self,
         db: AsyncSession,
         object: BaseModel | Mapping[str, Any],
         filters: Mapping[str, Any],
         returned: sql.Columns = (),
-    ) -> tuple[Update, dict[str, Any]]:
+    ) -> CursorResult[Any]:
         attributes = sql.columns_of(self.model)
         values = object.model_dump(exclude_unset=True) if isinstance(object, BaseModel) else dict(object)
         if unknown := values.keys() - attributes.keys():
             raise UnknownFilterError(f"{self.model.__name__} has no column {', '.join(map(repr, sorted(unknown)))}")
         if "updated_at" in attributes:
             values = {"updated_at": now(), **values}
-        shape, parameters = self._parse_filters_of_write(filters)
-        if any(isinstance(row, self.model) for row in db.identity_map.values()):
-            # Through the ORM, so that rows which the session has loaded change too.
-            changed = values or {name: attributes[name] for name in sql.key_names(self.model)}
-            statement = update(self.model).where(*sql.where_clauses(self.model, shape, lock=True)).values(changed)
-            return statement.returning(*(attributes[name] for name in returned)), parameters
-        expressions = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
-        plain = {name: value for name, value in values.items() if name not in expressions}
-        parameters |= {f"set_{name}": value for name, value in plain.items()}
+        shape, parameters = self._parse_filters(filters)
+        plain = {name: value for name, value in values.items() if not isinstance(value, ClauseElement)}
         statement = sql.update_rows(self.model, tuple(plain), shape, returned)
-        return statement.values(expressions) if expressions else statement, parameters
+        if len(plain) < len(values):  # else not: a new statement object would be analysed again
+            statement = statement.values({attributes[name]: values[name] for name in values.keys() - plain.keys()})
+        loaded = [row for row in db.identity_map.values() if isinstance(row, self.model)]
+        if loaded:
+            await db.flush()  # what was changed in these rows before
+        result = await db.execute(statement, parameters | {f"set_{name}": value for name, value in plain.items()})
+        for row in loaded:
+            with contextlib.suppress(InvalidRequestError):  # another transaction has deleted the row
+                await db.refresh(row)
+        return cast("CursorResult[Any]", result)

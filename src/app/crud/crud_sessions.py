@@ -24,16 +24,9 @@ _PAGE = (
     .order_by(Session.id)
     .offset(bindparam("offset"))
     .limit(bindparam("limit"))
-    .subquery("page")
-)
-_TOTAL = select(func.count().label("sessions")).select_from(Session).where(*_ACTIVE).subquery("total")
-# A page beyond the last is one row with the total and without an id.
-_SELECT_ACTIVE = (
-    select(_PAGE, _TOTAL)
-    .select_from(_TOTAL.outerjoin(_PAGE, true()))
-    .order_by(_PAGE.c.id)
     .execution_options(**BUILT_ONCE)
 )
+_TOTAL = select(func.count()).select_from(Session).where(*_ACTIVE).execution_options(**BUILT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,30 +67,29 @@ class CRUDSession(CRUDBase[Session, Client, Client]):
         been lost. Any other use of a spent token ends the session.
         """
         statement = (
-            select(Session, User.uuid)
+            select(*Session.__table__.columns, User.uuid.label("user"))
             .join(User, User.id == Session.user_id)
             .where(Session.uuid == token.session, Session.expires_at > now(), ~User.is_deleted)
             .with_for_update(of=Session)
         )
-        found = (await db.execute(statement)).one_or_none()
-        if found is None:
+        session = (await db.execute(statement)).one_or_none()
+        if session is None:
             return None
-        session, user = found
         moment, presented = now(), hash_of(token.secret)
         if presented == session.refresh_hash:
             hashes = {"refresh_hash": hash_of(successor.secret), "spent_hash": presented}
             moments = {"last_used_at": moment, "expires_at": moment + lifetime}
             await self.update(db, {**client.model_dump(), **hashes, **moments}, id=session.id)
-            return Refreshed(session.user_id, user, successor, moment)
+            return Refreshed(session.user_id, session.user, successor, moment)
         is_repeated = (
             presented == session.spent_hash
             and moment - session.last_used_at < grace
             and (client.user_agent, client.address) == (session.user_agent, session.address)
         )
         if is_repeated:
-            return Refreshed(session.user_id, user, successor, session.last_used_at)
+            return Refreshed(session.user_id, session.user, successor, session.last_used_at)
         await self.db_delete(db, id=session.id)
-        return Refreshed(session.user_id, user, None, moment)
+        return Refreshed(session.user_id, session.user, None, moment)
 
     async def end(self, db: AsyncSession, uuid: UUID) -> Row[int, int] | None:
         """End the session with this uuid; return its id and user_id, or None if there is no such session."""
@@ -116,9 +108,9 @@ class CRUDSession(CRUDBase[Session, Client, Client]):
 
     async def get_active(self, db: Database, user_id: int, offset: int, limit: int) -> dict[str, Any]:
         """Return one page of a user's unexpired sessions, as `get_multi` does."""
-        rows = await fetch_all(db, _SELECT_ACTIVE, {"user_id": user_id, "offset": offset, "limit": limit})
-        data = [dict(zip(_SESSION_KEYS, row, strict=False)) for row in rows if row[0] is not None]
-        return {"data": data, "total_count": rows[0][-1]}
+        rows = await fetch_all(db, _PAGE, {"user_id": user_id, "offset": offset, "limit": limit})
+        [[total]] = await fetch_all(db, _TOTAL, {"user_id": user_id})
+        return {"data": [dict(zip(_SESSION_KEYS, row, strict=True)) for row in rows], "total_count": total}
 
     async def purge(self, db: AsyncSession, limit: int) -> int:
         """Delete at most `limit` sessions that have expired or belong to deleted users; return their number."""

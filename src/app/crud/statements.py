@@ -1,7 +1,4 @@
-"""The statements of `CRUDBase`.
-
-A statement depends on the names of columns and the kinds of values, not on the values: it is built once and reused.
-"""
+"""The statements of `CRUDBase`: built once for names of columns and kinds of values, and used for all values."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -80,17 +77,14 @@ def parse_filters(
 def where_clauses(
     model: type[Base], shape: FilterShape, prefix: str = "where", *, lock: bool = False
 ) -> list[sa.ColumnElement[bool]]:
-    """Build the WHERE clause, with `NOT column` rather than `column IS false`, which no partial index serves.
-
-    `lock`: lock the rows in which values are looked up.
-    """
+    """Build the WHERE clause; `lock` locks the rows in which values are looked up."""
     clauses: list[sa.ColumnElement[bool]] = []
     for name, value in shape:
         column = columns_of(model)[name]
         if value is None:
             clauses.append(column.is_(None))
         elif isinstance(value, bool):
-            clauses.append(column if value else ~column)
+            clauses.append(column if value else ~column)  # partial indexes do not serve `column IS false`
         else:
             clauses.append(column == _right_operand(column, f"{prefix}_{name}", value, lock=lock))
     return clauses
@@ -101,9 +95,15 @@ def _right_operand(
 ) -> sa.ColumnElement[Any]:
     if isinstance(value, str):
         return sa.bindparam(parameter, type_=column.type)
-    model, name, shape = value
-    found = sa.select(columns_of(model)[name]).where(*where_clauses(model, shape, f"{parameter}_", lock=lock))
-    return (found.with_for_update(read=True, key_share=True) if lock else found).scalar_subquery()
+    return select_lookup(*value, f"{parameter}_", lock=lock).scalar_subquery()
+
+
+@lru_cache(maxsize=1024)
+def select_lookup(
+    model: type[Base], column: str, shape: FilterShape, prefix: str = "where", *, lock: bool = False
+) -> sa.Select[Any]:
+    found = sa.select(columns_of(model)[column]).where(*where_clauses(model, shape, prefix, lock=lock))
+    return found.with_for_update(read=True, key_share=True) if lock else found
 
 
 def looked_up_models(shape: FilterShape) -> str:
@@ -112,13 +112,8 @@ def looked_up_models(shape: FilterShape) -> str:
 
 
 def _all_found(shape: FilterShape) -> sa.ColumnElement[bool]:
-    lookups = [(name, *value) for name, value in shape if isinstance(value, tuple)]
-    return sa.and_(
-        *(
-            sa.exists().select_from(model.__table__).where(*where_clauses(model, filters, f"where_{name}_"))
-            for name, model, _, filters in lookups
-        )
-    )
+    lookups = [select_lookup(*value, f"where_{name}_") for name, value in shape if isinstance(value, tuple)]
+    return sa.and_(*(lookup.exists() for lookup in lookups))
 
 
 def literal_limit(limit: int) -> sa.BindParameter[int]:
@@ -127,10 +122,7 @@ def literal_limit(limit: int) -> sa.BindParameter[int]:
 
 
 def _hidden_parameter(name: str) -> sa.ScalarSelect[Any]:
-    """Hide a parameter from the planner, so that one plan serves every page.
-
-    Planning each request for its values would take longer than reading the page.
-    """
+    """Hide a parameter from the planner: one plan serves every page, and planning would take longer than reading it."""
     return sa.select(sa.bindparam(name, type_=sa.BigInteger)).scalar_subquery()
 
 
@@ -147,10 +139,7 @@ def key_names(model: type[Base]) -> Columns:
 
 @lru_cache(maxsize=1024)
 def update_rows(model: type[Base], names: Columns, shape: FilterShape, returned: Columns = ()) -> sa.Update:
-    """Set the named columns to the parameters `set_{name}`.
-
-    The statement is one on the table: the ORM would analyse an update of the model again for each request.
-    """
+    """Set the named columns to `set_{name}`, on the table: the ORM would analyse each update of the model anew."""
     table, attributes = cast(sa.Table, model.__table__), columns_of(model)
     values: dict[Any, sa.ColumnElement[Any]] = {
         attributes[name]: sa.bindparam(f"set_{name}", type_=attributes[name].type) for name in names
@@ -170,12 +159,6 @@ def select_one(model: type[Base], columns: Columns, shape: FilterShape) -> sa.Se
         found = sa.select(_all_found(shape).label("all_found")).subquery("lookups")
         statement = sa.select(row, found).select_from(found.outerjoin(row, sa.true()))
     return statement.execution_options(**BUILT_ONCE)
-
-
-@lru_cache(maxsize=1024)
-def select_locked(model: type[Base], column: str, shape: FilterShape) -> sa.Select[Any]:
-    statement = sa.select(columns_of(model)[column]).where(*where_clauses(model, shape, lock=True))
-    return statement.with_for_update(read=True, key_share=True)
 
 
 @lru_cache(maxsize=1024)
@@ -229,15 +212,14 @@ def _slots_with_count(model: type[Base], shape: FilterShape) -> list[sa.ColumnEl
     """Select the slots that hold the count of exactly these rows; None if triggers keep no such count."""
     if not issubclass(model, Counted):
         return None
-    owner_column, values = model.__counted_by__, dict(shape)
-    is_active = "is_deleted" not in columns_of(model) or values.pop("is_deleted", None) is False
+    columns, owner_column, values = columns_of(model), model.__counted_by__, dict(shape)
     owner: sa.ColumnElement[Any] = _ZERO
     if owner_column is not None:
         value = values.pop(owner_column, None)
         if value is None or isinstance(value, bool):
             return None
-        owner = _right_operand(columns_of(model)[owner_column], f"where_{owner_column}", value)
-    if values or not is_active:
+        owner = _right_operand(columns[owner_column], f"where_{owner_column}", value)
+    if values != ({"is_deleted": False} if "is_deleted" in columns else {}):
         return None
     return [RowCount.relation == sa.literal(model.__tablename__), RowCount.owner == owner]
 

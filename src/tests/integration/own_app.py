@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 
 from app.api.dependencies import get_docs_reader
 from app.api.exceptions import exception_handlers
-from app.core.config import Settings, settings
+from app.core.config import Settings, SettingsGroup, settings
 from app.core.setup import create_application
 from scripts.servers import HOST
 from tests.specimen import main as specimen
@@ -34,6 +34,16 @@ def build_specimen(*routers: APIRouter, **changes: Any) -> FastAPI:
         specimen.include_routers(app, settings)
 
     return build_with(include_all, **changes)
+
+
+def build_without(group: type[SettingsGroup], *routers: APIRouter) -> FastAPI:
+    """Build an application whose settings lack a group."""
+    bases = tuple(base for base in Settings.__bases__ if base is not group)
+    own_settings = type("SettingsWithout", bases, {}).model_construct(**settings.model_dump())  # type: ignore[attr-defined]
+    router = APIRouter()
+    for each in routers:
+        router.include_router(each)
+    return create_application(own_settings, router, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
 
 
 def build_with(include: Callable[[FastAPI, Settings], None], **changes: Any) -> FastAPI:

@@ -16,8 +16,7 @@ from fastapi.security import APIKeyQuery
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
-from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user, get_docs_reader
-from app.api.exceptions import exception_handlers
+from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user
 from app.core.cache import CacheStore, cache, do_not_store
 from app.core.cache.store import MAX_ANSWER_BYTES
 from app.core.config import RedisCacheSettings, Settings, settings
@@ -27,12 +26,11 @@ from app.core.exceptions import (
     NotFoundError,
     RedisUnavailableError,
 )
-from app.core.setup import create_application
 from app.models.user import User
 from scripts.servers import HOST, Valkey
 from tests.fixtures import HeadersFor, LogRecords, RedisRoles, open_client
 from tests.helper import wait_until
-from tests.integration.own_app import build, build_with, sealed
+from tests.integration.own_app import build, build_with, build_without, sealed
 from tests.specimen.factories import make_moth
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -771,19 +769,6 @@ class TestManyKeys:
         assert await server.dbsize() == before - 31
 
 
-def build_without_cache(router: APIRouter) -> FastAPI:
-    """Build an application whose settings lack the cache's group."""
-    bases = tuple(base for base in Settings.__bases__ if base is not RedisCacheSettings)
-    own_settings = type("SettingsWithoutCache", bases, {}).model_construct(**settings.model_dump())  # type: ignore[attr-defined]
-
-    def include_routers(app: FastAPI, _: Settings) -> None:
-        app.include_router(router)
-
-    return create_application(
-        own_settings, include_routers, exception_handlers=exception_handlers, docs_guard=get_docs_reader
-    )
-
-
 class TestWithoutTheCacheGroup:
     async def test_passes_through(self, redis: RedisRoles, runs: Runs) -> None:
         router = APIRouter()
@@ -798,7 +783,7 @@ class TestWithoutTheCacheGroup:
         async def write(request: Request, id: int, db: SessionDep) -> dict[str, Any]:
             return runs.answer()
 
-        async with open_client(build_without_cache(router)) as client:
+        async with open_client(build_without(RedisCacheSettings, router)) as client:
             assert [(await client.get("/sample/7")).json()["run"] for _ in range(2)] == [1, 2]
             assert (await client.post("/sample/7")).json() == {"run": 3}
         assert await redis.cache.keys() == []
@@ -822,7 +807,7 @@ async def test_a_process_that_starts_trusts_nothing_older() -> None:
 async def opened(own_settings: RedisCacheSettings) -> AsyncIterator[CacheStore]:
     """Open a cache store without endpoints, and wait until it is usable."""
     store = CacheStore()
-    store.open(own_settings, settings.secret_key)
+    store.open(own_settings, settings.secret_key, settings.POSTGRES_STATEMENT_TIMEOUT)
     try:
         await wait_until(lambda: _is_usable(store))
         yield store
@@ -845,7 +830,7 @@ async def test_a_write_in_a_process_that_starts_removes_before_it_answers() -> N
         assert await other.fetch("shelf:1", b"\x00lease", 60) is None
         await other.store("shelf:1", b"\x00lease", b"1", 60)
         new = CacheStore()
-        new.open(settings, settings.secret_key)
+        new.open(settings, settings.secret_key, settings.POSTGRES_STATEMENT_TIMEOUT)
         try:
             await new.remove(["shelf:1"], [])
             assert await other.fetch("shelf:1", b"\x00other", 60) is None

@@ -14,8 +14,7 @@ from starlette.routing import Host, Mount
 from app.api.dependencies import ReaderDep
 from app.core.cache import CacheStore, cache, middleware
 from app.core.cache.decorator import look_up
-from app.core.cache.store import LEASE_SECONDS
-from app.core.config import Settings
+from app.core.config import Settings, settings
 from app.core.exceptions import ForbiddenError
 from tests.fixtures import RedisRoles, open_client
 from tests.integration.own_app import build, build_with
@@ -94,7 +93,7 @@ async def test_wrong_requests_are_refused_beside_known_urls(client: httpx.AsyncC
 
 
 async def test_a_removed_answer_is_made_once(client: httpx.AsyncClient, shop: Shop, redis: RedisRoles) -> None:
-    async with asyncio.timeout(LEASE_SECONDS):  # a cache miss would wait this long for its lease
+    async with asyncio.timeout(settings.POSTGRES_STATEMENT_TIMEOUT):  # a cache miss would wait this long for its lease
         for times in range(1, 4):
             for _ in range(3):
                 assert (await client.get("/plain/pen")).json() == {"name": "pen", "page": 1}

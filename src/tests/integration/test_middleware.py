@@ -329,7 +329,9 @@ class TestRequestTimeout:
         async with open_client(build(router, REQUEST_TIMEOUT=0.3)) as own:
             answer = await own.post("/slow")
         assert answer.status_code == 503
-        assert answer.json() == {"detail": "The request took too long: try again, with less at once or later"}
+        assert answer.json() == {
+            "detail": "The request took too long: check what it has changed before you repeat it, with less at once"
+        }
         assert answer.headers["retry-after"] == "1"
         assert answer.headers["cache-control"] == "private, no-store"
         assert answer.headers["x-request-id"]

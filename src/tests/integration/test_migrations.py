@@ -1,6 +1,8 @@
 """Migrations: upgrade, downgrade and upgrade again, no drift, and several processes that migrate concurrently."""
 
+import asyncio
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.core.config import settings
-from app.core.database import Base, database_url
+from app.core.database import Base, Engines, database_url, migrations
+from app.core.exceptions import DatabaseUnavailableError
 from tests.environment import SRC
 from tests.fixtures import RunProgram, RunServer
 
@@ -206,3 +209,34 @@ class TestCommands:
         program = await run_program("alembic", "upgrade", "head", "--sql", environment={"POSTGRES_SERVER": "127.0.0.2"})
         assert await program.wait() == 0, program.output
         assert 'CREATE TABLE "user"' in program.output
+
+
+async def test_migration_that_fails_later_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one at the start does: the service never runs with half a schema."""
+    outcomes: list[Exception] = [DatabaseUnavailableError(), DatabaseUnavailableError(), RuntimeError("broken")]
+    ended = asyncio.Event()
+
+    async def migrate(_: Engines) -> None:
+        raise outcomes.pop(0)
+
+    monkeypatch.setattr(migrations, "migrate", migrate)
+    monkeypatch.setattr(migrations, "RETRY_SECONDS", 0.01)
+    engines = Engines(settings)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    try:
+        await migrations.migrate_at_start(engines)
+        async with asyncio.timeout(10):
+            await ended.wait()
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+        await engines.close()
+    assert outcomes == []
+
+
+async def test_migration_that_fails_at_the_start_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def migrate(_: Engines) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(migrations, "migrate", migrate)
+    with pytest.raises(RuntimeError, match="broken"):
+        await migrations.migrate_at_start(Engines(settings))

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.config import settings as app_settings
 from app.core.database import BUILT_ONCE, Engines, default_engines, transaction
-from app.core.database.prepared import TYPES, prepare
+from app.core.database.reader import TYPES, prepare
 
 
 class Colour(enum.Enum):

@@ -10,13 +10,13 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 
 from app.api.dependencies import rate_limiter
-from app.core.config import settings
+from app.core.config import RedisRateLimiterSettings, settings
 from app.core.exceptions import NotFoundError
 from app.core.models import sanitize_path
 from app.models.user import User
 from tests.factories import make_user
 from tests.fixtures import HeadersFor, RedisRoles, RunServer, open_client
-from tests.integration.own_app import build, count_statuses
+from tests.integration.own_app import build, build_without, count_statuses
 from tests.specimen.main import SPECIMEN
 from tests.specimen.main import app as the_app
 
@@ -243,3 +243,10 @@ class TestSeveralWorkers:
         counts = await count_statuses(server.port, "POST", f"{TASK}?message=hello", times=500)
         assert counts == {201: 1, 429: 499}
         assert "redis server away" not in server.output
+
+
+async def test_limits_on_guessing_without_a_limiter_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    application = build_without(RedisRateLimiterSettings)
+    async with application.router.lifespan_context(application):
+        pass
+    assert capsys.readouterr().err.count("AbuseLimitSettings without RedisRateLimiterSettings") == 1

@@ -1,6 +1,7 @@
 """`@cache`: GET endpoints answer with stored bytes, other endpoints remove them once their change is committed."""
 
 import functools
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec, cast
 
@@ -10,13 +11,19 @@ from fastapi.routing import APIRoute, iter_route_contexts, serialize_response
 from starlette.routing import Host
 
 from app.core.cache.options import CacheOptions
-from app.core.cache.store import MAX_ANSWER_BYTES, CacheStore, store_of
+from app.core.cache.store import LEASE_START, MAX_ANSWER_BYTES, CacheStore, store_of
 from app.core.database import get_reader, on_commit, session_of
 from app.core.exceptions import InvalidRequestError, RedisUnavailableError
+from app.core.http.context import matched_route
 
 P = ParamSpec("P")
 
-# Notes in the scope of a request: what `StoredAnswers` may look up for this URL, and the lease that it has taken.
+# How `StoredAnswers` (a middleware, before routing) and the wrapper of `@cache` (the endpoint, after it) work together:
+# 1. `prepare_cached_routes` puts the routes whose answer depends on the URL alone into `app.state.early_routes`.
+# 2. On such a route, the wrapper puts key, expiration and status under EARLY into the request's scope, and the
+#    middleware remembers them for the URL.
+# 3. For a URL that it remembers, the middleware looks the key up. It serves the answer, or puts the lease that it took
+#    under LEASE into the scope, and the wrapper uses that instead of looking again. An empty lease: there is no cache.
 EARLY = "app.cache.early"
 LEASE = "app.cache.lease"
 _NOT_STORED = "app.cache.not_stored"
@@ -38,14 +45,8 @@ def cache(
     """
 
     def decorator(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
-        options = CacheOptions(
-            endpoint,
-            key_prefix,
-            resource_id_name,
-            resource_id_type,
-            to_invalidate_extra or {},
-            () if pattern_to_invalidate_extra is None else pattern_to_invalidate_extra,
-        )
+        extra = to_invalidate_extra or {}, pattern_to_invalidate_extra
+        options = CacheOptions(endpoint, key_prefix, resource_id_name, resource_id_type, *extra)
 
         @functools.wraps(endpoint)
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -79,11 +80,11 @@ def cache_options(route: APIRoute) -> CacheOptions | None:
 
 
 def prepare_cached_routes(app: FastAPI) -> None:
-    """Check each `@cache`, and let `StoredAnswers` serve the routes whose answer depends on the URL alone.
+    """Check each `@cache`, and find the routes whose answer depends on the URL alone.
 
     Raises InvalidRequestError for a method or response class that cannot work. Routes with dependencies other than
-    `get_reader` are not served early: a dependency may refuse a request, or count it. A path does not identify a route
-    (a mounted application may have the same one), its ASGI app does.
+    `get_reader` are left out: a dependency may refuse a request, or count it. A path does not identify a route (a
+    mounted application may have the same one), its ASGI app does.
     """
     early = set[Any]()
     for context in iter_route_contexts(app.routes):
@@ -102,14 +103,11 @@ def prepare_cached_routes(app: FastAPI) -> None:
 
 
 def _check_answer(route: APIRoute, answers: Any) -> None:
-    """Refuse routes whose answer is more than the stored bytes, or is not JSON.
-
-    `answers` is the response class; FastAPI has a placeholder in place of the default, which is JSON.
-    """
+    """Refuse routes whose answer is more than the stored bytes, or is not JSON; `answers` is the response class."""
     fault = None
     if route.status_code in {204, 205, 304}:
         fault = f"an answer of status {route.status_code} has no body that could be stored"
-    elif isinstance(answers, type) and not issubclass(answers, JSONResponse):
+    elif isinstance(answers, type) and not issubclass(answers, JSONResponse):  # the default is no class, and is JSON
         fault = f"@cache stores JSON, but the route answers with {answers.__name__}"
     elif route.dependant.response_param_name is not None:
         fault = "@cache does not store the headers and cookies that it sets on its `Response`"
@@ -124,7 +122,7 @@ def do_not_store(request: Request) -> None:
 
 async def look_up(store: CacheStore, key: str, expiration: int) -> tuple[bytes | None, bytes]:
     """Return the stored answer or None, and the lease under which one may be stored: empty without a usable cache."""
-    lease = store.new_lease()
+    lease = LEASE_START + os.urandom(16)
     try:
         return await store.fetch(key, lease, expiration), lease
     except RedisUnavailableError:
@@ -151,18 +149,12 @@ async def _serve(
             is_kept = len(body) <= MAX_ANSWER_BYTES and _NOT_STORED not in request.scope
             await store.store(key, lease, body if is_kept else b"", expiration)
     status = cast(APIRoute, request.scope["route"]).status_code or 200
-    if _is_served_early(request):
+    is_early = matched_route(request.scope).app in getattr(request.app.state, "early_routes", ())
+    if is_early and not any(
+        isinstance(each, Host) for each in request.app.routes
+    ):  # then the URL alone selects no route
         request.scope[EARLY] = key, expiration, status
     return Response(body, status, media_type="application/json")
-
-
-def _is_served_early(request: Request) -> bool:
-    # FastAPI keeps the route as its routers have included it only in this entry of the scope.
-    included = request.scope.get("fastapi", {}).get("effective_route_context")
-    route = request.scope["route"]
-    selected = included if included is not None and included.original_route is route else route
-    has_hosts = any(isinstance(each, Host) for each in request.app.routes)  # then the URL alone selects no route
-    return selected.app in getattr(request.app.state, "early_routes", ()) and not has_hosts
 
 
 async def _render(request: Request, answer: Any) -> bytes:

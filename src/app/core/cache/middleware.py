@@ -13,7 +13,7 @@ MAX_URL_LENGTH = 200
 class StoredAnswers:
     """Remember the cache key of each URL that an endpoint with `@cache` has answered, and look there first.
 
-    `@cache` names the key only on routes that `prepare_cached_routes` allows.
+    `decorator` says how it works together with `@cache`.
     """
 
     def __init__(self, app: ASGIApp, store: CacheStore) -> None:

@@ -14,8 +14,7 @@ from fastapi.security.base import SecurityBase
 
 from app.core.exceptions import CacheIdentificationInferenceError, InvalidRequestError
 
-ONLY_ONE = "all"
-"""The resource id of an endpoint without path and query parameters, such as a short list."""
+ONLY_ONE = "all"  # the resource id of an endpoint without path and query parameters, such as a short list
 _GLOB = re.compile(r"([*?\[\]\\])")
 
 
@@ -29,19 +28,22 @@ class CacheOptions:
         resource_id_name: str | None,
         resource_id_type: type,
         extra_keys: Mapping[str, str],
-        extra_patterns: Iterable[str],
+        extra_patterns: Iterable[str] | None,
     ) -> None:
         self.endpoint = endpoint
         self._hints = get_type_hints(endpoint)
         self._parameters = inspect.signature(endpoint).parameters
-        self.request_name = self._find_request()
+        requests = [name for name, hint in self._hints.items() if isinstance(hint, type) and issubclass(hint, Request)]
+        if not requests:
+            raise InvalidRequestError(f"{endpoint.__name__}: @cache needs the parameter `request: Request`")
+        self.request_name = requests[0]
         if resource_id_name is None and not takes_parameters(get_dependant(path="/", call=endpoint)):
             self.key_template = f"{key_prefix}:{ONLY_ONE}"
         else:
             self.key_template = f"{key_prefix}:{{{resource_id_name or self._infer_id_name(resource_id_type)}}}"
         self.extra_key_templates = [f"{prefix}:{resource_id}" for prefix, resource_id in extra_keys.items()]
         # A list may grow until the first request: modules that are imported later may add patterns of their own.
-        self.extra_pattern_templates = extra_patterns if isinstance(extra_patterns, list) else [*extra_patterns]
+        self.extra_pattern_templates = extra_patterns if isinstance(extra_patterns, list) else [*(extra_patterns or ())]
         self.key_names = self._check_names(self.key_template)
         for template in (*self.extra_key_templates, *self.extra_pattern_templates):
             self._check_names(template)
@@ -53,32 +55,20 @@ class CacheOptions:
         return [template.format_map(arguments) for template in (self.key_template, *self.extra_key_templates)]
 
     def patterns(self, arguments: Mapping[str, Any]) -> list[str]:
-        escaped = {name: _GLOB.sub(r"\\\1", str(arguments[name])) for name in self._pattern_names}
+        names = {name for template in self.extra_pattern_templates for name in self._check_names(template)}
+        escaped = {name: _GLOB.sub(r"\\\1", str(arguments[name])) for name in names}
         return [template.format_map(escaped) for template in self.extra_pattern_templates]
-
-    @functools.cached_property
-    def _pattern_names(self) -> set[str]:
-        return {name for template in self.extra_pattern_templates for name in self._check_names(template)}
 
     @functools.cache  # noqa: B019  (one object per decorated endpoint, alive as long as the process)
     def check_method(self, method: str) -> None:
         """Raise InvalidRequestError for options that cannot work on a GET endpoint."""
-        if method != "GET":
-            return
-        if self.extra_key_templates or self.extra_pattern_templates:
-            raise InvalidRequestError(
-                f"{self.endpoint.__name__}: to_invalidate_extra and pattern_to_invalidate_extra do not work on GET"
-            )
-        if depends_on_caller(get_dependant(path="/", call=self.endpoint)):
-            raise InvalidRequestError(
-                f"{self.endpoint.__name__}: its answer may depend on who asks, and @cache would give it to everybody"
-            )
-
-    def _find_request(self) -> str:
-        for name, hint in self._hints.items():
-            if isinstance(hint, type) and issubclass(hint, Request):
-                return name
-        raise InvalidRequestError(f"{self.endpoint.__name__}: @cache needs the parameter `request: Request`")
+        fault = None
+        if method == "GET" and (self.extra_key_templates or self.extra_pattern_templates):
+            fault = "to_invalidate_extra and pattern_to_invalidate_extra do not work on GET"
+        elif method == "GET" and depends_on_caller(get_dependant(path="/", call=self.endpoint)):
+            fault = "its answer may depend on who asks, and @cache would give it to everybody"
+        if fault is not None:
+            raise InvalidRequestError(f"{self.endpoint.__name__}: {fault}")
 
     def _infer_id_name(self, kind: type) -> str:
         names = [name for name in self._parameters if self._hints.get(name) is kind]

@@ -1,14 +1,17 @@
-"""Stored answers on one Redis server. Once a write has answered, no older answer is served.
+"""Stored answers on one Redis server. Once a write has answered, this server's answers are not older than the write.
 
 On a miss, a request stores a *lease* under the key and reads the database. It stores its answer only if the lease is
 still there. A write removes its keys after the commit, leases included: nothing read before the commit is stored after
 it. A request that finds another's lease waits for that answer, so concurrent misses run the endpoint once.
+
+Older answers may still come from a replica that lags behind, from the caches of clients, or from this server while it
+cannot be reached by the process that writes (docs/decisions/0005-cache-leases.md).
 """
 
 import asyncio
+import contextlib
 import hashlib
 import math
-import os
 import re
 import time
 from collections.abc import Iterable
@@ -20,18 +23,16 @@ from app.core.exceptions import RedisUnavailableError
 from app.core.redis import RedisServer
 from app.core.resources import getter
 
-LEASE_SECONDS = 2.5
-"""Longer than the default statement timeout: a waiter must not retry just before the database is found silent."""
+LEASE_MARGIN = 0.5
+"""Seconds of a lease beyond the statement timeout: a waiter must not retry just before the database is found silent."""
 MAX_LEASES_AWAITED = 2
 """After these a waiter runs the endpoint itself: the answer may be one that is not stored, such as a 404."""
-MAX_ANSWER_BYTES = 256 * 1024
-"""Larger answers are not stored: a few readers of long pages could fill the server."""
-_LEASE = b"\x00"  # JSON never begins with it
+MAX_ANSWER_BYTES = 256 * 1024  # larger answers are not stored: a few readers of long pages could fill the server
+LEASE_START = b"\x00"  # JSON never begins with it
 _SEAL_BYTES = 64
 _WHITE_SPACE = bytes.maketrans(b"01", b" \t")
 _LITERAL_START = re.compile(r"(?:[^*?\[\\]|\\.)*", re.DOTALL)
-_BATCH = 100
-"""Keys and patterns in one call of the script: the server does nothing else meanwhile."""
+_BATCH = 100  # keys and patterns in one call of the script: the server does nothing else meanwhile
 
 
 class CacheStore:
@@ -47,12 +48,13 @@ class CacheStore:
     def is_open(self) -> bool:
         return self.server.is_open
 
-    def open(self, settings: RedisCacheSettings, secret_key: str) -> None:
+    def open(self, settings: RedisCacheSettings, secret_key: str, statement_timeout: float) -> None:
         """Prepare the connections. `secret_key` seals the answers, so that only this service's are served."""
         self.server.open(settings, "REDIS_CACHE", settings.REDIS_CACHE_TIMEOUT)
         self._removals.open(settings, "REDIS_CACHE", settings.REDIS_CACHE_REMOVAL_TIMEOUT)
-        # After an outage every worker must have the time to clear what it could not remove.
-        self._distrust_seconds = settings.REDIS_CACHE_REMOVAL_TIMEOUT + 1.0
+        self._statement_timeout = statement_timeout
+        # After an outage every worker must have the time to find that a removal failed, and to clear the cache.
+        self._distrust_seconds = (self._removals.longest_guard or 0) + 1
         self._seal_key = hashlib.blake2b(secret_key.encode(), person=b"cached answers").digest()
         # The previous process may have been killed during a removal, or have ended while the server was away.
         self._must_clear = True
@@ -64,10 +66,6 @@ class CacheStore:
         await self.server.close()
         await self._removals.close()
 
-    def new_lease(self) -> bytes:
-        """A value that no other request, in whichever process, stores under a key."""
-        return _LEASE + os.urandom(16)
-
     async def fetch(self, key: str, lease: bytes, expiration: int) -> bytes | None:
         """Return the stored answer, or None and the right to store one under `lease`.
 
@@ -75,8 +73,9 @@ class CacheStore:
         """
         fetch = self.server.script(FETCH)
         keys = [key, _index(key), INDEXES]
-        args: list[bytes | int] = [lease, round(LEASE_SECONDS * 1000), expiration + math.ceil(LEASE_SECONDS) + 1]
-        deadline, pause = time.monotonic() + LEASE_SECONDS, 0.005
+        seconds = self._statement_timeout + LEASE_MARGIN
+        args: list[bytes | int] = [lease, round(seconds * 1000), expiration + math.ceil(seconds) + 1]
+        deadline, pause = time.monotonic() + seconds, 0.005
         leases = set[bytes]()
         while True:
             self._refuse_distrusted()
@@ -88,7 +87,7 @@ class CacheStore:
             answer = value[:-_SEAL_BYTES]
             if value[-_SEAL_BYTES:] == self.seal(key, answer):
                 return answer
-            is_lease = value.startswith(_LEASE)
+            is_lease = value.startswith(LEASE_START)
             if is_lease:
                 leases.add(value)
             if time.monotonic() > deadline or len(leases) > MAX_LEASES_AWAITED:
@@ -102,11 +101,9 @@ class CacheStore:
     async def store(self, key: str, lease: bytes, answer: bytes, expiration: int) -> None:
         """Keep the answer unless its lease was removed meanwhile; an empty answer gives the lease back."""
         value = answer + self.seal(key, answer) if answer else b""
-        try:
+        with contextlib.suppress(RedisUnavailableError):  # the lease ends by itself
             async with self.server.guard():
                 await self.server.script(STORE)([INDEXES, key, _index(key)], [lease, value, expiration])
-        except RedisUnavailableError:
-            pass  # the lease ends by itself
 
     async def remove(self, keys: Iterable[str], patterns: Iterable[str]) -> None:
         """Remove keys, and all that match a pattern. If that fails, clear the cache as soon as the server is back."""
@@ -136,7 +133,7 @@ class CacheStore:
         return f"{int.from_bytes(digest):0{_SEAL_BYTES}b}".encode().translate(_WHITE_SPACE)
 
     def is_trusted(self) -> bool:
-        """Tell whether stored answers are served: not before the start, or an outage, has been cleared up."""
+        """Tell whether stored answers are served: not until this process, and after an outage all, could clear them."""
         return self._clearing is None and time.monotonic() >= self.server.back_since + self._distrust_seconds
 
     def _refuse_distrusted(self) -> None:

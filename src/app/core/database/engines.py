@@ -15,6 +15,8 @@ from app.core.database.reader import Reader
 from app.core.database.server import PostgresServer
 from app.core.resources import getter
 
+WRITER = "app"  # the `application_name` of the connections for transactions
+
 
 def database_url(settings: PostgresSettings, server: str | None = None) -> URL:
     """The address of the database; a server that starts with `/` is a socket directory, as in libpq."""
@@ -37,7 +39,7 @@ class Engines:
         self.replica = self.server
         if settings.POSTGRES_REPLICA_SERVER:
             self.replica = PostgresServer(f"{settings.POSTGRES_REPLICA_SERVER}:{settings.POSTGRES_PORT}")
-        self.write = self._create_engine(settings.POSTGRES_SERVER, self.server, {"application_name": "app"})
+        self.write = self._create_engine(settings.POSTGRES_SERVER, self.server, {"application_name": WRITER})
         self.read = self._create_engine(
             settings.POSTGRES_REPLICA_SERVER or settings.POSTGRES_SERVER,
             self.replica,

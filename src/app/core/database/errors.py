@@ -37,11 +37,8 @@ def translate_error(server: PostgresServer, context: ExceptionContext) -> None:
     cause = original.__cause__ or original
     if getattr(cause, "detail", None):
         _remove_row_values(context, cause)
-    translated = translated_error(
-        cause,
-        is_disconnect=context.is_disconnect,
-        is_delete=getattr(context.execution_context, "isdelete", False),
-    )
+    is_delete = getattr(context.execution_context, "isdelete", False)
+    translated = translated_error(cause, is_disconnect=context.is_disconnect, is_delete=is_delete)
     if translated is not None:
         raise translated from cause
 

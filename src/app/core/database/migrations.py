@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 
 from alembic import command
 from alembic.config import Config
@@ -23,10 +24,7 @@ async def migrate(engines: Engines = default_engines) -> None:
     engine = create_async_engine(
         database_url(engines.settings),
         poolclass=NullPool,
-        connect_args={
-            "async_creator_fn": engines.server.connect,
-            "timeout": engines.settings.POSTGRES_CONNECT_TIMEOUT,
-        },
+        connect_args={"async_creator_fn": engines.server.connect, "timeout": engines.settings.POSTGRES_CONNECT_TIMEOUT},
     )
     async with engine.connect() as connection:
         await connection.run_sync(_upgrade)
@@ -39,13 +37,21 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-async def migrate_when_reachable(engines: Engines) -> None:
-    """Migrate as soon as the database answers. A failing migration is logged and retried until it works."""
+async def migrate_at_start(engines: Engines) -> None:
+    """Migrate now or, while the database is away, as soon as it answers. A migration that fails ends the process."""
+    try:
+        await migrate(engines)
+    except DatabaseUnavailableError:
+        engines.background.add(asyncio.create_task(_migrate_when_reachable(engines)))
+
+
+async def _migrate_when_reachable(engines: Engines) -> None:
     while True:
+        await asyncio.sleep(RETRY_SECONDS)
         try:
             return await migrate(engines)
         except DatabaseUnavailableError:
             pass
-        except Exception:  # whatever a migration raises: this task lives on
+        except Exception:  # whatever a migration raises
             logger.exception("migrations failed")
-        await asyncio.sleep(RETRY_SECONDS)
+            return signal.raise_signal(signal.SIGTERM)

@@ -14,8 +14,6 @@ from sqlalchemy.util import await_only
 
 
 class FairPool(AsyncAdaptedQueuePool):
-    """A pool that lends connections in the order of the requests for them."""
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._slots = asyncio.Semaphore(self.size())
@@ -33,9 +31,6 @@ class FairPool(AsyncAdaptedQueuePool):
         self._slots.release()
 
     async def _wait_for_slot(self) -> None:
-        if not self._slots.locked():
-            await self._slots.acquire()
-            return
         try:
             async with asyncio.timeout(self._timeout):
                 await self._slots.acquire()

@@ -71,8 +71,7 @@ class PostgresServer:
 
     def _mark_away(self, error: BaseException) -> None:
         if not self._is_away:
-            values = {"server": self.address, "error": f"{type(error).__name__}: {error}"}
-            logger.warning("database away", extra=values)
+            logger.warning("database away", extra={"server": self.address, "error": f"{type(error).__name__}: {error}"})
         self._is_away = True
 
     def _mark_back(self) -> None:

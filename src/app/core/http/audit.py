@@ -1,4 +1,7 @@
-"""One log event for each request that changes something or uses a superuser's rights: who, what, from where."""
+"""One log event for each noted request that changes something or uses a superuser's rights: who, what, from where.
+
+Without a call of `note` there is no event: the dependencies that find the caller make one, and so do sign-ins.
+"""
 
 import logging
 from typing import Any
@@ -9,11 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.core.config import AppSettings
 from app.core.http.client_address import client_address
 from app.core.http.context import sent_status
+from app.core.logger import RECORD_FIELDS
 
 logger = logging.getLogger("app.audit")
 
 _NOTES = "app.audit"
-_RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 _READING = {"GET", "HEAD", "OPTIONS"}
 
 
@@ -22,7 +25,7 @@ def note(scope: Scope, **values: Any) -> None:
 
     Never a secret, a token or a hash. A later value replaces an earlier one of the same name.
     """
-    if reserved := values.keys() & _RESERVED:
+    if reserved := values.keys() & RECORD_FIELDS:
         raise ValueError(f"log records have {', '.join(sorted(reserved))} already: choose another name")
     scope[_NOTES].update(values)
 
@@ -35,16 +38,12 @@ class AuditLog:
         self.settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        notes: dict[str, Any] = {}
-        scope[_NOTES] = notes
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        method: str = scope["method"]
+        notes = scope[_NOTES] = dict[str, Any]()
+        method = scope.get("method")  # before `HeadRequests` changes it
         try:
             await self.app(scope, receive, send)
         finally:
-            if notes and (method not in _READING or notes.get("superuser") is True):
+            if scope["type"] == "http" and notes and (method not in _READING or notes.get("superuser") is True):
                 values = {
                     "who": None,
                     "address": client_address(HTTPConnection(scope), self.settings),

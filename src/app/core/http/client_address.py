@@ -1,7 +1,6 @@
 """The address that an anonymous client is counted under, also behind proxies."""
 
 import ipaddress
-from functools import lru_cache
 
 from fastapi.requests import HTTPConnection
 
@@ -26,11 +25,6 @@ def client_address(connection: HTTPConnection, settings: AppSettings) -> str:
             address = _TRUSTED_BY_SERVER
         while hops and _is_trusted(address, proxies):
             address = hops.pop()[0] or address
-    return _counted_as(address)
-
-
-@lru_cache(maxsize=4096)
-def _counted_as(address: str) -> str:
     parsed = _parse(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((parsed, 64), strict=False))
@@ -57,7 +51,6 @@ def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
     return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
-@lru_cache(maxsize=4096)
 def _is_trusted(address: str, proxies: str) -> bool:
     parsed = _parse(address)
     return any(

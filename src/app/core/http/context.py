@@ -33,12 +33,15 @@ def sent_status(scope: Scope) -> int | None:
     return status
 
 
+def matched_route(scope: Scope) -> Any:
+    """The matched route, with prefixes and dependencies of the routers around it, which `scope["route"]` lacks."""
+    included, route = scope.get("fastapi", {}).get("effective_route_context"), scope["route"]
+    return included if included is not None and included.original_route is route else route
+
+
 def route_template(connection: HTTPConnection) -> str:
     """The path of the matched route, with its prefixes and with `{names}` in place of values."""
-    # FastAPI keeps an included route without its prefix, and the path with it only in this entry of the scope.
-    included = connection.scope.get("fastapi", {}).get("effective_route_context")
-    template: str = (included or connection.scope["route"]).path
-    return template
+    return str(matched_route(connection.scope).path)
 
 
 class RequestContext:
@@ -54,15 +57,18 @@ class RequestContext:
         ]
         if isinstance(settings, WebSecuritySettings) and settings.ENVIRONMENT is not EnvironmentOption.LOCAL:
             self.headers.append((b"strict-transport-security", b"max-age=%d" % settings.HSTS_MAX_AGE))
-        self.is_cacheable = isinstance(settings, ClientSideCacheSettings)
-        if self.is_cacheable:
+        self.has_client_cache = isinstance(settings, ClientSideCacheSettings)
+        if self.has_client_cache:
             self.headers.append((b"vary", b"Authorization"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        identity = _identity(scope)
+        given: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        identity = (
+            given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+        )  # another may be unsafe to log
         request_id.set(identity.decode())
         extra = [*self.headers, (b"x-request-id", identity)]
         # A copy: the server's own scope stays as it was.
@@ -72,14 +78,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 scope[_STATUS] = message["status"]
                 headers = message["headers"] = [*message.get("headers", ()), *extra]
-                if self.is_cacheable and not any(name == b"cache-control" for name, _ in headers):
+                if self.has_client_cache and not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"private, no-store"))
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
-
-
-def _identity(scope: Scope) -> bytes:
-    """The client's `X-Request-ID` where it is safe to log, else a random one."""
-    given: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()

@@ -26,14 +26,13 @@ class UnexpectedErrors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         try:
             await self.app(scope, receive, send)
         except Exception as error:
-            _remove_input(error)
-            if sent_status(scope) is not None:
+            if isinstance(error, ValidationException):  # it quotes values, such as a password's hash, and is logged
+                for item in error.errors():
+                    item.pop("input", None)
+            if scope["type"] != "http" or sent_status(scope) is not None:
                 raise
             logger.exception("unhandled error", extra={"method": scope["method"], "path": scope["path"]})
             handlers = scope["app"].exception_handlers
@@ -45,10 +44,3 @@ class UnexpectedErrors:
             else:
                 response = await run_in_threadpool(handler, Request(scope), error)
             await response(scope, receive, send)
-
-
-def _remove_input(error: Exception) -> None:
-    """Remove the values that FastAPI quotes from an invalid response, such as a password's hash: errors are logged."""
-    if isinstance(error, ValidationException):
-        for item in error.errors():
-            item.pop("input", None)

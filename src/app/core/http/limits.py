@@ -53,16 +53,13 @@ class RequestTimeout:
         self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        deadline = asyncio.timeout(self.seconds)
+        deadline = asyncio.timeout(self.seconds if scope["type"] == "http" else None)
         try:
             async with deadline:
                 await self.app(scope, receive, send)
         except Exception:  # the cancellation may have become any error on its way
-            if sent_status(scope) is not None or not deadline.expired():
+            if not deadline.expired() or sent_status(scope) is not None:
                 raise
             logger.warning("request timed out", extra={"method": scope["method"], "path": scope["path"]})
-            detail = "The request took too long: try again, with less at once or later"
+            detail = "The request took too long: check what it has changed before you repeat it, with less at once"
             await JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})(scope, receive, send)

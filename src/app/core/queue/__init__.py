@@ -4,7 +4,7 @@
 
 from typing import Any
 
-from app.core.queue.client import ArqJob, JobQueue, QueueClient, default_pool, queue_of
+from app.core.queue.client import ArqJob, JobQueue, QueueClient, open_clients, queue_of
 from app.core.queue.failed_jobs import failed_jobs, retry_failed_job
 from app.core.queue.serialization import deserialize, serialize
 
@@ -17,6 +17,8 @@ pool: JobQueue
 
 
 def __getattr__(name: str) -> Any:
-    if name == "pool":
-        return default_pool()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "pool":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not open_clients:
+        raise AttributeError("The queue is not open: the application has not started, or has no queue settings")
+    return open_clients[0].pool

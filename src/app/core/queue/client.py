@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from arq.connections import ArqRedis
-from arq.constants import job_key_prefix, result_key_prefix
+from arq.constants import in_progress_key_prefix, job_key_prefix, result_key_prefix
 from arq.jobs import Job, serialize_job
 from arq.utils import timestamp_ms, to_ms, to_unix_ms
 from redis.asyncio.client import Pipeline
@@ -18,6 +18,12 @@ from app.core.queue.failed_jobs import FAILED, FAILED_AT, FAILED_JOBS_KEPT, JOB_
 from app.core.queue.serialization import deserialize, serialize
 from app.core.redis import RedisServer
 from app.core.resources import getter
+
+LEASE_SECONDS = 30
+"""How long after a worker was killed its jobs run again, however long jobs may take.
+
+arq marks a running job until the longest timeout is over. Here the mark is short, and renewed while the worker runs.
+"""
 
 # KEYS: job, result, queue. ARGV: definition, its milliseconds, when to start it, id.
 _ENQUEUE = """
@@ -35,8 +41,7 @@ class JobPipeline(Pipeline):
     next breaking versions.
     """
 
-    running: set[str]
-    """The keys that mark the jobs of this process as in progress."""
+    running: set[str]  # that of its `JobQueue`
 
     def set(self, name: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Keep a failed job in the transaction in which arq stores its result and takes it off the queue."""
@@ -49,6 +54,11 @@ class JobPipeline(Pipeline):
                 values = (result["id"], serialize(result).decode(), str(result["ft"]), str(FAILED_JOBS_KEPT))
                 self.eval(KEEP_FAILED, 2, FAILED, FAILED_AT, *values)
         return super().set(name, value, *args, **kwargs)
+
+    def psetex(self, name: Any, time_ms: Any, value: Any) -> Any:
+        """Shorten arq's mark on a job that starts."""
+        is_mark = str(name).startswith(in_progress_key_prefix)
+        return super().psetex(name, LEASE_SECONDS * 1000 if is_mark else time_ms, value)
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Repeat the reads of a watched key when the connection is lost; arq's worker would end.
@@ -93,8 +103,7 @@ class JobQueue(ArqRedis):
             expires_extra_ms=JOB_LIFETIME * 1000,
         )
         self._enqueue = self.register_script(_ENQUEUE)
-        self.running: set[str] = set()
-        """The keys that mark the jobs of this process as in progress."""
+        self.running: set[str] = set()  # the keys that mark the jobs of this process as in progress
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> JobPipeline:
         pipe = JobPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
@@ -147,21 +156,12 @@ class QueueClient:
         """Prepare `pool`; unlike arq's `create_pool` this works before the server is up."""
         self.server.open(settings, "REDIS_QUEUE", settings.REDIS_QUEUE_TIMEOUT)
         self.pool = JobQueue(self.server.client.connection_pool)
-        _open_clients.append(self)
+        open_clients.append(self)
 
     async def close(self) -> None:
-        _open_clients.remove(self)
+        open_clients.remove(self)
         await self.server.close()
 
 
-_open_clients: list[QueueClient] = []
-
-
+open_clients: list[QueueClient] = []
 queue_of = getter(QueueClient)
-
-
-def default_pool() -> JobQueue:
-    """The pool of the application that was started first in this process: `queue.pool`."""
-    if not _open_clients:
-        raise AttributeError("The queue is not open: the application has not started, or has no queue settings")
-    return _open_clients[0].pool

@@ -10,13 +10,10 @@ from app.core.exceptions import ConflictError, NotFoundError
 from app.core.queue.serialization import deserialize, serialize
 from app.core.redis import RedisServer
 
-JOB_LIFETIME = 7 * 24 * 3600
-"""Seconds that a job waits for a worker, or for its next try, before it counts as failed."""
+JOB_LIFETIME = 7 * 24 * 3600  # seconds that a job waits for a worker, or for its next try, before it counts as failed
 FAILED_JOBS_KEPT = 1000
-FAILED = "failed_jobs"
-"""A hash: failed jobs as arq encodes their results, by id."""
-FAILED_AT = "failed_jobs:at"
-"""A sorted set: the ids by the time of the failure."""
+FAILED = "failed_jobs"  # a hash: failed jobs as arq encodes their results, by id
+FAILED_AT = "failed_jobs:at"  # a sorted set: the ids by the time of the failure
 
 # KEYS: FAILED, FAILED_AT. ARGV: id, result, time of the failure, how many to keep.
 KEEP_FAILED = """

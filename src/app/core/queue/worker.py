@@ -14,7 +14,6 @@ from arq.connections import RedisSettings
 from arq.constants import in_progress_key_prefix
 from arq.cron import CronJob
 from arq.typing import WorkerCoroutine
-from arq.utils import timestamp_ms
 from arq.worker import Function, JobExecutionFailed, func
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry as CommandRetry
@@ -24,6 +23,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.core.config import RedisQueueSettings
+from app.core.queue import client
 from app.core.queue.client import JobQueue
 from app.core.redis import connection_options
 
@@ -36,10 +36,8 @@ JobT = TypeVar("JobT", Function, CronJob)
 # -------- retries --------
 LONGEST_DELAY = 3600
 _IS_RETRIED = "is_retried"
-TIME_TO_STOP = 10
-"""Seconds between a job's timeout and the moment when arq interrupts it once more."""
-SHORTEST_RESULT = 0.001
-"""Seconds to keep a result in place of 0: a failed job is recognised when its result is stored."""
+TIME_TO_STOP = 10  # seconds between a job's timeout and the moment when arq interrupts it once more
+SHORTEST_RESULT = 0.001  # seconds to keep a result in place of 0: a failed job is recognised when its result is stored
 
 
 def retried(delay: float) -> Callable[[T], T]:
@@ -150,32 +148,16 @@ def patient_queue(settings: RedisQueueSettings) -> JobQueue:
 
 def queue_address(settings: RedisQueueSettings) -> RedisSettings:
     """The queue for `arq --check`, which does not wait."""
-    password = settings.REDIS_QUEUE_PASSWORD
-    return RedisSettings(
-        host=settings.REDIS_QUEUE_HOST,
-        port=settings.REDIS_QUEUE_PORT,
-        database=settings.REDIS_QUEUE_DB,
-        password=password.get_secret_value() if password else None,
-        conn_timeout=math.ceil(settings.REDIS_QUEUE_TIMEOUT),
-        conn_retries=0,
-    )
+    timeout = math.ceil(settings.REDIS_QUEUE_TIMEOUT)
+    options = connection_options(settings, "REDIS_QUEUE", timeout)
+    address = {"database": options["db"], **{name: options[name] for name in ("host", "port", "password")}}
+    return RedisSettings(**address, conn_timeout=timeout, conn_retries=0)
 
 
 # -------- leases --------
-LEASE_SECONDS = 30
-"""How long after a worker was killed its jobs run again, however long jobs may take.
-
-arq marks a running job until the longest timeout is over. Here the mark is short, and renewed while the worker runs.
-"""
-JOBS_AT_ONCE = 1000
-"""More jobs than arq reads from the head of the queue."""
-
-
 async def take_lease(ctx: dict[str, Any]) -> None:
-    """Shorten arq's mark on a job that starts (`on_job_start`)."""
-    queue, mark = ctx["redis"], in_progress_key_prefix + ctx["job_id"]
-    queue.running.add(mark)
-    await queue.expire(mark, LEASE_SECONDS)
+    """Remember a job that starts (`on_job_start`)."""
+    ctx["redis"].running.add(in_progress_key_prefix + ctx["job_id"])
 
 
 async def give_up_lease(ctx: dict[str, Any]) -> None:
@@ -184,21 +166,16 @@ async def give_up_lease(ctx: dict[str, Any]) -> None:
 
 
 async def renew_leases(queue: JobQueue) -> None:
-    """Renew our marks until cancelled, and shorten those of workers that were killed before they could do it."""
+    """Renew the marks of the jobs that run here until cancelled."""
     while True:
+        await asyncio.sleep(client.LEASE_SECONDS / 3)
         try:
-            head = await queue.zrangebyscore(
-                queue.default_queue_name, "-inf", timestamp_ms(), start=0, num=JOBS_AT_ONCE
-            )
             async with queue.pipeline(transaction=False) as pipe:
-                for job_id in head:
-                    pipe.expire(in_progress_key_prefix + job_id.decode(), LEASE_SECONDS, lt=True)
                 for mark in queue.running:
-                    pipe.expire(mark, LEASE_SECONDS)
+                    pipe.expire(mark, client.LEASE_SECONDS)
                 await pipe.execute()
         except RedisError:
             logger.exception("leases of running jobs not renewed")
-        await asyncio.sleep(LEASE_SECONDS / 3)
 
 
 # -------- log --------

@@ -64,17 +64,9 @@ class TokenSigner:
     ) -> str:
         """Sign a token for the user with this uuid, valid for `ACCESS_TOKEN_EXPIRE_MINUTES`."""
         issued = issued or now()
-        claims = {
-            "sub": str(user),
-            "iat": issued,
-            "exp": issued + self._lifetime,
-            "jti": jti or uuid4().hex,
-            "type": TOKEN_TYPE,
-        }
-        if session is not None:
-            claims["sid"] = str(session)
-        token: str = jwt.encode(claims, self._secret, algorithm=self._algorithm)
-        return token
+        claims = {"type": TOKEN_TYPE, "sub": str(user), "iat": issued, "exp": issued + self._lifetime}
+        claims |= {"jti": jti or uuid4().hex, **({"sid": str(session)} if session else {})}
+        return str(jwt.encode(claims, self._secret, algorithm=self._algorithm))
 
     def read(self, token: str, *, allow_expired: bool = False) -> AccessToken:
         """Return the content of a valid token; raises UnauthorizedError for any other."""
