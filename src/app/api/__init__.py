@@ -12,4 +12,4 @@ def include_routers(app: FastAPI, settings: Settings) -> None:
 
 
 router = include_routers
-"""What `create_application` takes."""
+"""The same function under the name of the parameter: `create_application(router=router, settings=settings)`."""

@@ -72,11 +72,11 @@ CurrentSuperuser = Annotated[Caller, Depends(get_current_superuser)]
 
 
 async def get_named_user_id(username: Username, current_user: CurrentUser, reader: ReaderDep) -> int:
-    """The id of the user named in the path, who may be the caller."""
+    """The id of the user named in the path."""
     if username == current_user["username"]:
         return current_user["id"]
     user = ensure_found(await crud_users.get(reader, ["id"], username=username, is_deleted=False), "User")
-    return int(user["id"])  # may be the caller's, who has taken this name since the token was checked
+    return int(user["id"])  # the caller's own id if the caller has taken this name since the token was checked
 
 
 NamedUserId = Annotated[int, Depends(get_named_user_id)]

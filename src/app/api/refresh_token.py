@@ -36,7 +36,7 @@ def refuse_foreign_page(request: Request) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """The refresh token of a request, or None if it is missing or malformed; `in_body` tells where to answer it."""
+    """The refresh token of a request, None if it is missing or malformed, and whether the body or the cookie had it."""
 
     token: RefreshToken | None
     in_body: bool

@@ -91,7 +91,7 @@ async def erase_db_post(
     request: Request, username: Username, id: PostId, db: SessionDep, _: CurrentSuperuser
 ) -> Message:
     """Delete the row of a post, also of one that was deleted before."""
-    author_id = Lookup(User, "id", {"username": username})  # also of a deleted user
+    author_id = Lookup(User, "id", {"username": username})  # a deleted user's posts, too
     if not await crud_posts.db_delete(db, id=id, created_by_user_id=author_id):
         raise NotFoundError("Post not found")
     return Message(message="Post deleted from the database")
