@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 
+from app.api.exceptions import malformed
 from app.core.config import AbuseLimitSettings, SessionSettings, Settings
 from app.core.database import Reader
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, ServiceUnavailableError
@@ -95,10 +95,10 @@ class _Guess:
             await self.limiter.uncount(key)
 
 
-def refuse_weak_password(password: str, field: str, *names: str) -> None:
-    """Refuse a weak password with the 422 of a malformed field."""
+def refuse_weak_password(password: str, *names: str) -> None:
+    """Refuse a weak `new_password`."""
     if reason := weakness(password, *names):
-        raise RequestValidationError([{"type": "weak_password", "loc": ("body", field), "msg": reason}])
+        raise malformed("new_password", reason, "weak_password")
 
 
 async def require_password(request: Request, caller: Caller, password: str, db: Reader) -> str:

@@ -16,7 +16,7 @@ from fastapi.security import APIKeyQuery
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
-from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user, get_docs_reader
+from app.api.dependencies import CurrentUser, OptionalUser, SessionDep, get_current_user, guard_docs
 from app.api.exceptions import exception_handlers
 from app.core.cache import CacheStore, cache, do_not_store
 from app.core.cache.store import MAX_ANSWER_BYTES
@@ -780,7 +780,7 @@ def build_without_cache(router: APIRouter) -> FastAPI:
         app.include_router(router)
 
     return create_application(
-        own_settings, include_routers, exception_handlers=exception_handlers, docs_guard=get_docs_reader
+        own_settings, include_routers, exception_handlers=exception_handlers, docs_guard=guard_docs
     )
 
 

@@ -53,7 +53,7 @@ async def reset_password(request: Request, reset: PasswordResetConfirmation, db:
     user = await crud_users.reset_password(db, hash_of(reset.token), new)
     if user is None:
         raise UnauthorizedError(REFUSED)
-    refuse_weak_password(reset.new_password, "new_password", user["username"], user["email"])
+    refuse_weak_password(reset.new_password, user["username"], user["email"])
     await crud_sessions.end_all(db, user["id"])
     audit.note(request.scope, who=user["id"])
     on_commit(db, partial(remember_address, request, user["id"]))

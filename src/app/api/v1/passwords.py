@@ -21,7 +21,7 @@ async def change_password(
 ) -> Message:
     """Set a new password; all other sessions end."""
     old = await require_password(request, current_user, change.current_password, reader)
-    refuse_weak_password(change.new_password, "new_password", current_user["username"], current_user["email"])
+    refuse_weak_password(change.new_password, current_user["username"], current_user["email"])
     new = await passwords_of(request).hash(change.new_password)
     if not await crud_users.change_password(db, current_user["id"], old, new):
         raise ConflictError("The password has just been changed by another request")

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 
 from app.api.dependencies import BearerToken, CurrentUser, ReaderDep, SessionDep
-from app.api.exceptions import responses
+from app.api.exceptions import ensure_found, responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
 from app.api.refresh_token import PresentedToken, client_of, delete_refresh_cookie, set_refresh_cookie
 from app.core.database import engines_of, transaction
@@ -71,8 +71,7 @@ async def erase_session(
     request: Request, id: Annotated[RowId, Path()], current_user: CurrentUser, db: SessionDep
 ) -> Message:
     """End one of one's own sessions."""
-    if not await crud_sessions.db_delete(db, id=id, user_id=current_user["id"]):
-        raise NotFoundError("Session not found")
+    ensure_found(await crud_sessions.db_delete(db, id=id, user_id=current_user["id"]), "Session")
     audit.note(request.scope, session=id)
     return Message(message="Session ended")
 
