@@ -59,13 +59,7 @@ def responses(*documented: type[errors.AppError]) -> dict[int | str, dict[str, A
     details: dict[int, list[str]] = {}
     for error in documented:
         details.setdefault(status_code(error), []).append(error.detail)
-    return {status: error_response("; or: ".join(texts)) for status, texts in details.items()}
-
-
-def error_response(description: str) -> dict[str, Any]:
-    """Refer to the schema of `ErrorMessage`: for a `model` FastAPI builds a validator on each route."""
-    schema = {"$ref": f"#/components/schemas/{ErrorMessage.__name__}"}
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+    return {status: {"model": ErrorMessage, "description": "; or: ".join(texts)} for status, texts in details.items()}
 
 
 def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:

@@ -78,6 +78,5 @@ async def test_response(error: type[AppError]) -> None:
 def test_documentation_joins_what_has_one_status() -> None:
     documented = responses(DuplicateValueError, LastSuperuserError, NotFoundError)
     assert documented.keys() == {409, 404}
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorMessage.__name__}"}}}
-    assert documented[404] == {"content": content, "description": NotFoundError.detail}
+    assert documented[404] == {"model": ErrorMessage, "description": NotFoundError.detail}
     assert documented[409]["description"] == f"{DuplicateValueError.detail}; or: {LastSuperuserError.detail}"
