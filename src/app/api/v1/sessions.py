@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Request, Response
 from app.api.dependencies import BearerToken, CurrentUser, ReaderDep, SessionDep
 from app.api.exceptions import ensure_found, responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
-from app.api.refresh_token import PresentedToken, client_of, delete_refresh_cookie, set_refresh_cookie
+from app.api.refresh_token import PresentedToken, answer_tokens, client_of, delete_refresh_cookie
 from app.core.database import engines_of, transaction
 from app.core.exceptions import NotFoundError, UnauthorizedError
 from app.core.http import audit, settings_of, tokens_of
@@ -34,12 +34,8 @@ async def refresh_access_token(request: Request, response: Response, presented: 
         if refreshed is not None:
             audit.note(request.scope, reason="a spent refresh token ended the session")
         raise UnauthorizedError("There is no session for this refresh token: sign in again")
-    set_refresh_cookie(request, response, refreshed.token, lifetime)
-    access_token = tokens.access_token_for(refreshed.token, refreshed.user, refreshed.issued)
-    answer = Token(access_token=access_token, token_type="bearer")  # noqa: S106
-    if presented.in_body:
-        answer.refresh_token = str(refreshed.token)
-    return answer
+    access = tokens.access_token_for(refreshed.token, refreshed.user, refreshed.issued)
+    return answer_tokens(request, response, access, refreshed.token, lifetime, in_body=presented.in_body)
 
 
 @router.post("/logout", status_code=204)
