@@ -5,12 +5,12 @@ import gc
 if gc.isenabled():
     gc.disable()  # without collections, the imports take an eighth less time
 
-from app.api import router
+from app.api import include_routers
 from app.api.dependencies import guard_docs
 from app.core.config import settings
 from app.core.setup import create_application
 
-app = create_application(router=router, settings=settings, docs_guard=guard_docs)
+app = create_application(router=include_routers, settings=settings, docs_guard=guard_docs)
 
 # Leave the imported modules out of collections: a full one then stops the requests for 1 ms rather than 50. A few
 # concurrent requests hold more than 700 objects, the default threshold.

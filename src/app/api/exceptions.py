@@ -91,7 +91,7 @@ async def handle_method_not_allowed(request: Request, error: HTTPException) -> R
     return _json(405, error.detail, {"Allow": ", ".join(sorted(methods))})
 
 
-# `create_application(router, settings)` uses these, although `core` must not import `api`.
+# `create_application` uses these by default. They are added here, since `core` must not import `api`.
 exception_handlers = default_exception_handlers
 exception_handlers[405] = handle_method_not_allowed
 exception_handlers[errors.AppError] = handle_app_error
