@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 SessionDep = Annotated[AsyncSession, Depends(async_get_db)]
 ReaderDep = Annotated[Reader, Depends(get_reader)]
 BearerToken = Annotated[str | None, Depends(OAuth2PasswordBearer(tokenUrl="/api/v1/login", auto_error=False))]
-_basic = HTTPBasic(realm="docs", auto_error=False)
 
 
 async def get_optional_user(request: Request, token: BearerToken) -> Caller | None:
@@ -101,7 +100,7 @@ OwnLookup = Annotated[Lookup, Depends(get_own_lookup)]
 async def guard_docs(
     request: Request,
     user: OptionalUser,
-    credentials: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
+    credentials: Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(realm="docs", auto_error=False))],
     reader: ReaderDep,
 ) -> None:
     """Admit superusers to the docs, by token or by HTTP Basic, for which a browser asks."""

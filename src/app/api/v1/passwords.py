@@ -18,16 +18,14 @@ from app.crud.crud_users import crud_users
 from app.schemas.session import PasswordChange, PasswordForgotten, PasswordResetConfirmation
 
 router = APIRouter(tags=["passwords"])
-limit_resets = limit_by_address("password_reset", "PASSWORD_RESET_LIMIT", "PASSWORD_RESET_PERIOD")
 reset_router = APIRouter(
     prefix="/password",
     tags=["passwords"],
-    dependencies=[Depends(limit_resets)],
+    dependencies=[Depends(limit_by_address("password_reset", "PASSWORD_RESET_LIMIT", "PASSWORD_RESET_PERIOD"))],
     responses=responses(RateLimitExceededError),
 )
 """The routes that need mail."""
 
-REFUSED = "The token is not valid, has expired or was used: ask for another one"
 _ERRORS = responses(UnauthorizedError, ForbiddenError, ConflictError, RateLimitExceededError)
 
 
@@ -68,7 +66,7 @@ async def reset_password(request: Request, reset: PasswordResetConfirmation, db:
     new = await passwords_of(request).hash(reset.new_password)
     user = await crud_users.reset_password(db, hash_of(reset.token), new)
     if user is None:
-        raise UnauthorizedError(REFUSED)
+        raise UnauthorizedError("The token is not valid, has expired or was used: ask for another one")
     refuse_weak_password(reset.new_password, user["username"], user["email"])
     await crud_sessions.end_all(db, user["id"])
     audit.note(request.scope, who=user["id"])

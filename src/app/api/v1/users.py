@@ -30,7 +30,6 @@ from app.schemas.user import Caller, Username, UserRead, UserReadOwn
 
 router = APIRouter(tags=["users"])
 
-limit_sign_ups = limit_by_address("sign_up", "SIGN_UP_LIMIT", "SIGN_UP_PERIOD")
 _GUARDED = responses(errors.UnauthorizedError, errors.ForbiddenError, errors.NotFoundError)
 _PATCH = _GUARDED | responses(errors.DuplicateValueError, errors.RateLimitExceededError)
 _ERASE = _GUARDED | responses(LastSuperuserError, errors.RateLimitExceededError)
@@ -51,7 +50,7 @@ Confirmation = Annotated[
     "/user",
     response_model=UserReadOwn,
     status_code=201,
-    dependencies=[Depends(limit_sign_ups)],
+    dependencies=[Depends(limit_by_address("sign_up", "SIGN_UP_LIMIT", "SIGN_UP_PERIOD"))],
     responses=responses(
         errors.UnauthorizedError,
         errors.MissingReferenceError,
