@@ -43,7 +43,7 @@ run: install  ## Start PostgreSQL, Valkey, API and worker (PORT=8000)
 test: install  ## Run the tests, on servers of their own
 	cd src && $(python) -m pytest -n auto
 
-drill: install  ## Run what takes too long for `make test`; ARGS=NAME for one
+drill: install  ## Run the checks that are too slow for `make test`; ARGS=NAME for one
 	cd src && $(python) -m drill $(ARGS)
 
 soak: install  ## Put load on the service while its servers fail, for 20 minutes; SECONDS=60 for one

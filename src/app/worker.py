@@ -41,7 +41,7 @@ async def send_password_reset(ctx: dict[str, Any], email: str) -> None:
     expires_at = now() + timedelta(minutes=settings.PASSWORD_RESET_MINUTES)
     async with ctx["transaction"]() as db:
         user = await crud_users.get(db, ["id"], email=email, is_deleted=False)
-        # The owner of the domain in the first superuser's default address must not get in.
+        # Such mail would go to a stranger: the owner of the domain in the first superuser's default address.
         is_default = email == DEFAULT_ADMIN_EMAIL and settings.ENVIRONMENT is not EnvironmentOption.LOCAL
         if user is None or is_default:
             return
@@ -94,4 +94,4 @@ class WorkerSettings:
     job_timeout = settings.JOB_TIMEOUT
     job_completion_wait = 20  # seconds that a stopped worker gives its jobs before it hands them back
     max_tries = settings.JOB_MAX_TRIES
-    log_results = False  # nor arguments (`worker.hide_arguments`): they may be secrets
+    log_results = False  # they may be secrets, and so may arguments (`worker.hide_arguments`)

@@ -1,1 +1,1 @@
-"""Drills: what takes too long for each run of the tests. Each module of this package has a `main()`."""
+"""Drills: checks that are too slow for each run of the tests. Each module of this package has a `main()`."""

@@ -254,7 +254,7 @@ async def erase_product(request: Request, id: ProductId, db: SessionDep, _: Curr
 
 INCLUDE = "router.include_router(products_router)"
 IMPORT = "from app.api.v1.products import router as products_router"
-# What names the lines to add, and takes a minute; the rest of the suite runs at the end, in `make check`.
+# These tests name the lines to add, and take a minute; the rest of the suite runs at the end, in `make check`.
 QUICK = ("test_access.py::test_every_operation_has_a_row", "test_openapi.py::TestDocument", "test_repository.py")
 STEPS = ("format-check", "style", "imports", "types", "lock-check", "openapi-check", "freeze-check", "migrations")
 ROUNDS = 4

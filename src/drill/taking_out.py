@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def take_out(top: Path, names: Sequence[str]) -> None:
-    """Do what the page says, block by block; what two chapters say in the same words is done once."""
+    """Follow the page, block by block; a change that two chapters name in the same words is made once."""
     page, done = PAGE.read_text(), set[tuple[str, str]]()
     for name in names:
         for block in blocks_of(section_of(page, SECTIONS[name])):

@@ -1,7 +1,7 @@
-"""Cache keys of what belongs to a user. Renaming or deleting the user removes them."""
+"""Cache keys of a user's resources. Renaming or deleting the user removes these keys."""
 
 OF_USER: list[str] = []
 """Patterns, with `{username}` for the name; the module of each such route adds its own.
 
-They are needed for routes under a username, and for those that answer rows which are deleted with their user.
+Routes under a username need one, and so do routes that answer rows which are deleted with their user.
 """

@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 SessionDep = Annotated[AsyncSession, Depends(async_get_db)]
 ReaderDep = Annotated[Reader, Depends(get_reader)]
 BearerToken = Annotated[str | None, Depends(OAuth2PasswordBearer(tokenUrl="/api/v1/login", auto_error=False))]
-_basic = HTTPBasic(realm="docs", auto_error=False)
 
 
 async def get_optional_user(request: Request, token: BearerToken) -> Caller | None:
@@ -71,56 +70,49 @@ async def get_current_superuser(request: Request, user: CurrentUser) -> Caller:
 CurrentSuperuser = Annotated[Caller, Depends(get_current_superuser)]
 
 
-async def get_named_user_id(username: Username, current_user: CurrentUser, reader: ReaderDep) -> int:
-    """The id of the user named in the path, who may be the caller."""
+async def get_editable_user_id(username: Username, current_user: CurrentUser, reader: ReaderDep) -> int:
+    """The id of the user named in the path, for that user and for superusers. Write by id: a name may change."""
     if username == current_user["username"]:
         return current_user["id"]
     user = ensure_found(await crud_users.get(reader, ["id"], username=username, is_deleted=False), "User")
-    return int(user["id"])  # may be the caller's, who has taken this name since the token was checked
-
-
-NamedUserId = Annotated[int, Depends(get_named_user_id)]
-
-
-async def get_editable_user_id(user_id: NamedUserId, current_user: CurrentUser) -> int:
-    """The id of the user named in the path, for that user and for superusers. Write by id: a name may change."""
-    if user_id != current_user["id"] and not current_user["is_superuser"]:
+    # The caller may have taken this name since the token was checked.
+    if user["id"] != current_user["id"] and not current_user["is_superuser"]:
         raise ForbiddenError
-    return user_id
+    return int(user["id"])
 
 
 EditableUserId = Annotated[int, Depends(get_editable_user_id)]
 
 
-async def get_own_user_id(username: Username, user_id: NamedUserId, current_user: CurrentUser) -> Lookup:
-    """The id of the user named in the path, for that user only, as a value for `create` and in filters of writes.
+async def get_own_lookup(username: Username, user_id: EditableUserId, current_user: CurrentUser) -> Lookup:
+    """For the user named in the path only: their id as a `Lookup`, for `create` and for filters of writes.
 
-    Such a write locks the name until the commit: it invalidates cache keys that carry the name.
+    A write with it locks the name until the commit, since it invalidates cache keys that carry the name.
     """
     if user_id != current_user["id"]:
         raise ForbiddenError
     return crud_users.id_of(username, id=user_id)
 
 
-OwnUserId = Annotated[Lookup, Depends(get_own_user_id)]
+OwnLookup = Annotated[Lookup, Depends(get_own_lookup)]
 
 
-async def get_docs_reader(
+async def guard_docs(
     request: Request,
     user: OptionalUser,
-    credentials: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
-    db: ReaderDep,
+    credentials: Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(realm="docs", auto_error=False))],
+    reader: ReaderDep,
 ) -> None:
-    """Admit superusers, by token or by HTTP Basic, for which a browser asks."""
-    reader: Mapping[str, Any] | None = user
+    """Admit superusers to the docs, by token or by HTTP Basic, for which a browser asks."""
+    caller: Mapping[str, Any] | None = user
     if user is None and credentials is not None:
-        found = await crud_users.get_credentials(db, credentials.username)
+        found = await crud_users.get_credentials(reader, credentials.username)
         audit.note(request.scope, who=found and found["id"], superuser=True)
         if await check_password(request, found, credentials.username, credentials.password):
-            reader = found
-    if reader is None:
+            caller = found
+    if caller is None:
         raise UnauthorizedError("Only superusers may read the docs", challenge='Basic realm="docs", Bearer')
-    if not reader["is_superuser"]:
+    if not caller["is_superuser"]:
         raise ForbiddenError("Only superusers may read the docs")
 
 

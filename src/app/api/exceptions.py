@@ -9,13 +9,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 
 from app.core import exceptions as errors
+from app.core.database import Database
 from app.core.http import route_template
 from app.core.models import ErrorMessage
 from app.core.setup import default_exception_handlers
+from app.crud.crud_base import CRUDBase
+from app.crud.statements import Lookup
 
 T = TypeVar("T")
 
 STATUS_CODES: Mapping[type[errors.AppError], int] = {
+    errors.AppError: 500,  # a subclass with neither an entry nor an ancestor below
     errors.UnauthorizedError: 401,
     errors.ForbiddenError: 403,
     errors.NotFoundError: 404,
@@ -27,14 +31,26 @@ STATUS_CODES: Mapping[type[errors.AppError], int] = {
 
 
 def ensure_found(found: T | None, what: str) -> T:
-    """Return what a query found; raise NotFoundError if it is None."""
-    if found is None:
+    """Return the row that a query found, or the number of rows; raise NotFoundError for None and 0."""
+    if found is None or found == 0:
         raise errors.NotFoundError(f"{what} not found")
     return found
 
 
+async def ensure_found_under(found: T | None, what: str, db: Database, parent: Lookup) -> T:
+    """Return what a write found, as `ensure_found` does; if the row of `parent` is missing, the error names that."""
+    if not found and not await CRUDBase[Any, Any, Any](parent.model).exists(db, **parent.filters):
+        what = parent.model.__name__
+    return ensure_found(found, what)
+
+
+def malformed(field: str, message: str, kind: str = "value_error") -> RequestValidationError:
+    """Make the 422 of a malformed field of the body, for a check that the schema cannot make."""
+    return RequestValidationError([{"type": kind, "loc": ("body", field), "msg": message}])
+
+
 def status_code(error: type[errors.AppError]) -> int:
-    """The status of an error is that of its nearest ancestor in the table."""
+    """Return the status of the error itself or of its nearest ancestor in the table."""
     return next(STATUS_CODES[ancestor] for ancestor in error.__mro__ if ancestor in STATUS_CODES)
 
 
@@ -43,13 +59,7 @@ def responses(*documented: type[errors.AppError]) -> dict[int | str, dict[str, A
     details: dict[int, list[str]] = {}
     for error in documented:
         details.setdefault(status_code(error), []).append(error.detail)
-    return {status: error_response("; or: ".join(texts)) for status, texts in details.items()}
-
-
-def error_response(description: str) -> dict[str, Any]:
-    """Refer to the schema of `ErrorMessage`: for a `model` FastAPI builds a validator on each route."""
-    schema = {"$ref": f"#/components/schemas/{ErrorMessage.__name__}"}
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+    return {status: {"model": ErrorMessage, "description": "; or: ".join(texts)} for status, texts in details.items()}
 
 
 def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:
@@ -60,6 +70,7 @@ def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) ->
 
 async def handle_app_error(_: Request, error: errors.AppError) -> Response:
     status = status_code(type(error))
+    # The database refused a value without naming its field, so `loc` is empty.
     detail = [{"type": "value_error", "loc": [], "msg": error.detail}] if status == 422 else error.detail
     return _json(status, detail, error.headers)
 
@@ -80,9 +91,8 @@ async def handle_method_not_allowed(request: Request, error: HTTPException) -> R
     return _json(405, error.detail, {"Allow": ", ".join(sorted(methods))})
 
 
+# `create_application` uses these by default. They are added here, since `core` must not import `api`.
 exception_handlers = default_exception_handlers
-exception_handlers |= {
-    405: handle_method_not_allowed,
-    errors.AppError: handle_app_error,
-    RequestValidationError: handle_validation_error,
-}
+exception_handlers[405] = handle_method_not_allowed
+exception_handlers[errors.AppError] = handle_app_error
+exception_handlers[RequestValidationError] = handle_validation_error

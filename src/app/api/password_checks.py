@@ -1,4 +1,4 @@
-"""Passwords in requests: counts wrong ones, refuses weak ones, asks for the caller's again before some changes."""
+"""Checks of passwords: count wrong ones, refuse weak ones, ask callers for theirs again before some changes."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 
+from app.api.exceptions import malformed
 from app.core.config import AbuseLimitSettings, SessionSettings, Settings
 from app.core.database import Reader
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, ServiceUnavailableError
@@ -23,15 +23,15 @@ KNOWN_SECONDS = 90 * 24 * 3600
 
 
 async def check_password(request: Request, user: Mapping[str, Any] | None, name: str, password: str) -> bool:
-    """Tell whether it is the password of `user` (None: no user is called `name`; the check takes as long).
+    """Tell whether this is the password of `user`; None stands for an unknown `name`, and the check takes as long.
 
     Wrong ones are counted for the account, for the address, and for both together; beyond a limit this raises
     RateLimitExceededError without checking the password.
     """
     settings, limiter = settings_of(request), limiter_of(request)
     address = client_address(request, settings)
-    # An account has two names, so guesses are counted for the typed name too. Only that count is reported: a limit that
-    # a username and an e-mail address share would reveal whose address it is.
+    # An account has two names, so guesses are counted for the typed name too. Only that count is reported: a refusal
+    # under both names would reveal that the username and the e-mail address belong together.
     typed = hash_of(name.lower())
     account = f"user:{user['id']}" if user else f"nobody:{typed}"
     is_known = await limiter.remembers(f"{account}:{address}")
@@ -46,7 +46,7 @@ async def check_password(request: Request, user: Mapping[str, Any] | None, name:
     try:
         hashed = user["hashed_password"] if user and not is_used_up else None
         matches = await passwords_of(request).verify(password, hashed)
-    except ServiceUnavailableError:  # it was not checked
+    except ServiceUnavailableError:  # the password was not checked
         await guess.uncount()
         raise
     if matches and user:
@@ -95,10 +95,10 @@ class _Guess:
             await self.limiter.uncount(key)
 
 
-def refuse_weak_password(password: str, field: str, *names: str) -> None:
-    """Refuse a weak password with the 422 of a malformed field."""
+def refuse_weak_password(password: str, *names: str) -> None:
+    """Refuse a weak `new_password`."""
     if reason := weakness(password, *names):
-        raise RequestValidationError([{"type": "weak_password", "loc": ("body", field), "msg": reason}])
+        raise malformed("new_password", reason, "weak_password")
 
 
 async def require_password(request: Request, caller: Caller, password: str, db: Reader) -> str:
@@ -121,7 +121,7 @@ async def confirm_caller(request: Request, caller: Caller, password: str | None,
 
 
 def limit_by_address(what: str, limit: str, period: str) -> Callable[[Request], Awaitable[None]]:
-    """Make a dependency that refuses requests from one address beyond a limit; the names are those of its settings."""
+    """Make a dependency that limits the requests from one address; `limit` and `period` are names of settings."""
 
     async def refuse_more(request: Request) -> None:
         settings = settings_of(request)

@@ -9,6 +9,7 @@ from fastapi import Cookie, Depends, Request, Response
 from app.core.config import EnvironmentOption, WebSecuritySettings
 from app.core.exceptions import ForbiddenError
 from app.core.http import client_address, settings_of
+from app.core.models import Token
 from app.core.security import RefreshToken
 from app.schemas.session import Client, RefreshTokenBody
 
@@ -36,7 +37,7 @@ def refuse_foreign_page(request: Request) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """The refresh token of a request, or None if it is missing or malformed; `in_body` tells where to answer it."""
+    """The refresh token of a request, None if it is missing or malformed, and whether the body or the cookie had it."""
 
     token: RefreshToken | None
     in_body: bool
@@ -56,9 +57,16 @@ async def get_presented(
 PresentedToken = Annotated[Presented, Depends(get_presented)]
 
 
-def set_refresh_cookie(request: Request, response: Response, token: RefreshToken, lifetime: timedelta) -> None:
+def answer_tokens(
+    request: Request, response: Response, access: str, refresh: RefreshToken, lifetime: timedelta, *, in_body: bool
+) -> Token:
+    """Set the cookie of the refresh token, and return the access token; `in_body`: with the refresh token, too."""
     for cookie in _cookies(request):
-        response.set_cookie(value=str(token), max_age=int(lifetime.total_seconds()), **cookie)
+        response.set_cookie(value=str(refresh), max_age=int(lifetime.total_seconds()), **cookie)
+    token = Token(access_token=access, token_type="bearer")  # noqa: S106
+    if in_body:
+        token.refresh_token = str(refresh)
+    return token
 
 
 def delete_refresh_cookie(request: Request, response: Response) -> None:

@@ -8,26 +8,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from starlette.staticfiles import StaticFiles
 
-from app.core.models import ErrorMessage
-
 DOCS_ASSETS = "/docs/assets"
-
-
-def document_errors(app: FastAPI) -> None:
-    """Add the schema of errors to the OpenAPI document once.
-
-    With `responses={404: {"model": ErrorMessage}}` FastAPI would build a validator for each error of each route.
-    """
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas[ErrorMessage.__name__] = ErrorMessage.model_json_schema()
-        return document
-
-    # https://fastapi.tiangolo.com/how-to/extending-openapi/
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def add_docs(app: FastAPI, dependencies: list[Any]) -> None:

@@ -19,7 +19,7 @@ from app.core import config
 from app.core.cache import CacheStore, StoredAnswers, prepare_cached_routes
 from app.core.config import EnvironmentOption, Settings
 from app.core.database import Engines, default_engines
-from app.core.docs import add_docs, document_errors
+from app.core.docs import add_docs
 from app.core.http.audit import AuditLog
 from app.core.http.client_cache import ClientCache
 from app.core.http.context import RequestContext
@@ -118,7 +118,6 @@ def create_application(
         openapi_url=None,
     )
     app.state.resources = resources
-    document_errors(app)
     if isinstance(router, APIRouter):
         app.include_router(router)
     else:

@@ -7,16 +7,16 @@ from app.core.database import Base
 
 
 class Counted:
-    """Mixin of models whose active rows triggers count; a migration creates them by `SELECT keep_row_count(…)`."""
+    """Mixin of models whose active rows are counted, by triggers that a migration makes: `SELECT keep_row_count(…)`."""
 
     __counted_by__: ClassVar[str | None] = None
-    """An integer column, each value of which has its own count; None: one count for all rows."""
+    """An integer column with a count for each of its values; None: one count for all rows."""
 
 
 class RowCount(Base):
-    """A slot: `rows` summed over the slots of a relation and owner is their number of active rows; 0 is any owner.
+    """A slot of a count: `rows`, summed over one relation and owner, is the number of active rows.
 
-    Only the functions in `migrations/row_count.sql` write here.
+    The owner 0 stands for all owners. Only the functions in `migrations/row_count.sql` write here.
     """
 
     __tablename__ = "row_count"

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from app.api.dependencies import get_docs_reader
+from app.api.dependencies import guard_docs
 from app.api.exceptions import exception_handlers
 from app.core.config import Settings, SettingsGroup, settings
 from app.core.setup import create_application
@@ -48,7 +48,7 @@ def build_without(group: type[SettingsGroup], *routers: APIRouter) -> FastAPI:
 
 def build_with(include: Callable[[FastAPI, Settings], None], **changes: Any) -> FastAPI:
     own_settings = settings.model_copy(update=changes) if changes else settings
-    return create_application(own_settings, include, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
+    return create_application(own_settings, include, exception_handlers=exception_handlers, docs_guard=guard_docs)
 
 
 # A module that serves such routes in its own process. `{routes}` is the place for the code that adds them to `router`.
@@ -60,7 +60,7 @@ import os
 
 from fastapi import APIRouter, Depends, Request
 
-from app.api.dependencies import ReaderDep, SessionDep, get_docs_reader, rate_limiter
+from app.api.dependencies import ReaderDep, SessionDep, guard_docs, rate_limiter
 from app.api.exceptions import exception_handlers
 from app.core import queue
 from app.core.cache import cache
@@ -76,7 +76,7 @@ def include_all(app, settings):
     main.include_routers(app, settings)
 
 
-app = create_application(settings, include_all, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
+app = create_application(settings, include_all, exception_handlers=exception_handlers, docs_guard=guard_docs)
 '''
 
 

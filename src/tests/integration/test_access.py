@@ -14,7 +14,7 @@ from app.api.dependencies import (
     get_current_user,
     get_editable_user_id,
     get_optional_user,
-    get_own_user_id,
+    get_own_lookup,
 )
 from app.core import queue
 from app.main import app as the_app
@@ -125,7 +125,7 @@ def likely_answers(name: str) -> str:
         calls.add(each.call)
         pending += each.dependencies
     by_dependency = {
-        get_own_user_id: "OWNER", get_editable_user_id: "OWNER_OR_SUPERUSER", get_current_superuser: "SUPERUSER",
+        get_own_lookup: "OWNER", get_editable_user_id: "OWNER_OR_SUPERUSER", get_current_superuser: "SUPERUSER",
         get_current_user: "SIGNED_IN", get_optional_user: "PUBLIC",
     }  # fmt: skip
     return next((answers for call, answers in by_dependency.items() if call in calls), "EVERYBODY")

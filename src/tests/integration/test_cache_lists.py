@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request
 
-from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, SessionDep
+from app.api.dependencies import CurrentSuperuser, OwnLookup, ReaderDep, SessionDep
 from app.api.paginated import PageDep
 from app.core.cache import cache
 from app.core.exceptions import CacheIdentificationInferenceError
@@ -86,7 +86,7 @@ def test_one_with_parameters_needs_an_id() -> None:
     """Also those of dependencies: the answer depends on them."""
 
     async def of_a_dependency(request: Request, db: ReaderDep, page: PageDep) -> None: ...
-    async def of_an_inner_dependency(request: Request, owner: OwnUserId) -> None: ...
+    async def of_an_inner_dependency(request: Request, owner: OwnLookup) -> None: ...
     async def its_own(request: Request, search: str) -> None: ...
     async def none(request: Request, db: ReaderDep, user: CurrentSuperuser, book: Book) -> None: ...
 

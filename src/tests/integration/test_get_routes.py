@@ -117,7 +117,7 @@ import asyncio
 
 import httpx
 
-from app.api.dependencies import get_docs_reader
+from app.api.dependencies import guard_docs
 from app.api.exceptions import exception_handlers
 from app.core.config import settings
 from app.core.database import default_engines, transaction
@@ -138,7 +138,7 @@ async def serve() -> None:
         settings,
         lambda app, _: app.include_router(router),
         exception_handlers=exception_handlers,
-        docs_guard=get_docs_reader,
+        docs_guard=guard_docs,
     )
     async with (
         app.router.lifespan_context(app),

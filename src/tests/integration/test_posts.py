@@ -341,8 +341,13 @@ class TestEraseDbPost:
         self, client: httpx.AsyncClient, user: User, superuser_headers: dict[str, str], fetch: Fetch
     ) -> None:
         post = await make_post(await make_user())
-        for path in (f"{user.username}/db_post/7", f"{user.username}/db_post/{post.id}", f"nobody/db_post/{post.id}"):
-            assert_error(await client.delete(f"/api/v1/{path}", headers=superuser_headers), 404, NO_POST)
+        for name, number, what in (
+            (user.username, 7, NO_POST),
+            (user.username, post.id, NO_POST),
+            ("nobody", post.id, NO_USER),
+        ):
+            response = await client.delete(f"/api/v1/{name}/db_post/{number}", headers=superuser_headers)
+            assert_error(response, 404, what)
         assert len(await fetch("SELECT FROM post")) == 1
 
     async def test_valid(

@@ -70,7 +70,7 @@ class TestAccess:
     ) -> None:
         await make_rate_limit(tier)
         response = await client.request(method, f"/api/v1/tier/nothing/{path}", json=LIMIT, headers=superuser_headers)
-        assert_error(response, 404, NO_LIMIT if method in ("PATCH", "DELETE") else NO_TIER)
+        assert_error(response, 404, NO_TIER)
 
 
 class TestWriteRateLimit:
@@ -106,6 +106,24 @@ class TestWriteRateLimit:
         body = {**LIMIT, "path": path}
         response = await client.post("/api/v1/tier/free/rate_limit", json=body, headers=superuser_headers)
         assert (response.status_code, response.json()["path"]) == (201, stored)
+
+    @pytest.mark.parametrize(("path", "is_limited"), [("api/v1/specimen/job", True), ("api/v1/specimen/jobs", False)])
+    async def test_path_without_limited_route_is_logged(
+        self,
+        limited_client: httpx.AsyncClient,
+        tier: Tier,
+        superuser_headers: dict[str, str],
+        logs: LogRecords,
+        path: str,
+        is_limited: bool,
+    ) -> None:
+        url, body = f"/api/v1/tier/{tier.name}/rate_limit", {**LIMIT, "path": path}
+        created = await limited_client.post(url, json=body, headers=superuser_headers)
+        changed = await limited_client.patch(f"{url}/1", json={"path": path}, headers=superuser_headers)
+        assert (created.status_code, changed.status_code) == (201, 200)
+        warnings = [vars(each) for each in logs.named("no limited route has the path of this rate limit")]
+        assert [each["path"] for each in warnings] == ([] if is_limited else ["api_v1_specimen_jobs"] * 2)
+        assert all(JOB_PATH in each["limited"].split(",") for each in warnings)
 
     async def test_default_name(self, client: httpx.AsyncClient, tier: Tier, superuser_headers: dict[str, str]) -> None:
         body = {"path": "api/v1/tasks/task", "limit": 1, "period": 3600}

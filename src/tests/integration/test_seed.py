@@ -712,7 +712,7 @@ class TestExtending:
         return await sign_in(client, "tester", "Str1ng$t")
 
     async def _check_tiers(self, server: RunningServer) -> dict[str, str]:
-        """Follow section 5.11; return the headers of a user of the tier `free`, who has one request left."""
+        """Follow section 5.11; return the headers of a user of the tier `free` with one request left."""
         client = server.client
         password = settings.ADMIN_PASSWORD.get_secret_value()
         headers = await sign_in(client, settings.ADMIN_USERNAME, password)

@@ -249,7 +249,8 @@ class TestWriteUser:
         headers = user_headers if signed_in else {}
         response = await client.post("/api/v1/user", json={**SIGN_UP, "tier_id": tier.id}, headers=headers)
         assert response.status_code == 422
-        assert response.json()["detail"][0]["msg"] == "Only superusers may set the tier_id of a new user"
+        message = "Only superusers may set the tier_id of a new user"
+        assert response.json() == {"detail": [{"type": "value_error", "loc": ["body", "tier_id"], "msg": message}]}
         assert len(await fetch('SELECT FROM "user"')) == 1
         response = await client.post("/api/v1/user", json={**SIGN_UP, "tier_id": None}, headers=headers)
         assert (response.status_code, response.json()["tier_id"]) == (201, None)

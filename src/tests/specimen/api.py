@@ -8,7 +8,7 @@ from app.api import cache_keys
 from app.api.dependencies import (
     TOKEN_OPTIONAL,
     CurrentSuperuser,
-    OwnUserId,
+    OwnLookup,
     ReaderDep,
     SessionDep,
     get_current_superuser,
@@ -86,7 +86,7 @@ async def read_moth(request: Request, username: Username, id: MothId, db: Reader
 @moths.post("/{username}/moth", response_model=MothRead, status_code=201, responses=_ERRORS)
 @cache(MOTHS, resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
 async def write_moth(
-    request: Request, username: Username, moth: MothCreate, db: SessionDep, user_id: OwnUserId
+    request: Request, username: Username, moth: MothCreate, db: SessionDep, user_id: OwnLookup
 ) -> Moth:
     return await crud_moths.create(db, moth, created_by_user_id=user_id)
 
@@ -94,7 +94,7 @@ async def write_moth(
 @moths.patch("/{username}/moth/{id}", response_model=MothRead, responses=_ERRORS)
 @cache(MOTH, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def patch_moth(
-    request: Request, username: Username, id: MothId, values: MothUpdate, db: SessionDep, user_id: OwnUserId
+    request: Request, username: Username, id: MothId, values: MothUpdate, db: SessionDep, user_id: OwnLookup
 ) -> dict[str, Any]:
     moth = await crud_moths.update_one(db, values, MothRead, id=id, created_by_user_id=user_id, is_deleted=False)
     return ensure_found(moth, "Moth")
@@ -102,7 +102,7 @@ async def patch_moth(
 
 @moths.delete("/{username}/moth/{id}", responses=_ERRORS)
 @cache(MOTH, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
-async def erase_moth(request: Request, username: Username, id: MothId, db: SessionDep, user_id: OwnUserId) -> Message:
+async def erase_moth(request: Request, username: Username, id: MothId, db: SessionDep, user_id: OwnLookup) -> Message:
     if not await crud_moths.delete(db, id=id, created_by_user_id=user_id):
         raise errors.NotFoundError("Moth not found")
     return Message(message="Moth deleted")

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from app import api
-from app.api.dependencies import get_docs_reader
+from app.api.dependencies import guard_docs
 from app.api.exceptions import exception_handlers
 from app.core.config import RedisQueueSettings, Settings, settings
 from app.core.setup import create_application
@@ -19,4 +19,4 @@ def include_routers(app: FastAPI, settings: Settings) -> None:
     api.include_routers(app, settings)
 
 
-app = create_application(settings, include_routers, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
+app = create_application(settings, include_routers, exception_handlers=exception_handlers, docs_guard=guard_docs)

@@ -7,7 +7,7 @@ from fastapi.security import OAuth2PasswordRequestForm
 from app.api.dependencies import ReaderDep, SessionDep
 from app.api.exceptions import responses
 from app.api.password_checks import check_password
-from app.api.refresh_token import client_of, refuse_foreign_page, set_refresh_cookie
+from app.api.refresh_token import answer_tokens, client_of, refuse_foreign_page
 from app.core.config import SessionSettings
 from app.core.exceptions import ForbiddenError, RateLimitExceededError, UnauthorizedError
 from app.core.http import audit, passwords_of, settings_of, tokens_of
@@ -50,8 +50,5 @@ async def login_for_access_token(
     lifetime = timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS)
     session, refresh = await crud_sessions.start(db, user["id"], client_of(request), lifetime)
     audit.note(request.scope, session=session.id)
-    set_refresh_cookie(request, response, refresh, lifetime)
-    token = Token(access_token=tokens.access_token(user["uuid"], session.uuid), token_type="bearer")  # noqa: S106
-    if refresh_in_body:
-        token.refresh_token = str(refresh)
-    return token
+    access = tokens.access_token(user["uuid"], session.uuid)
+    return answer_tokens(request, response, access, refresh, lifetime, in_body=refresh_in_body)

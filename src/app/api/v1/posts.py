@@ -3,8 +3,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 
 from app.api import cache_keys
-from app.api.dependencies import CurrentSuperuser, OwnUserId, ReaderDep, SessionDep
-from app.api.exceptions import ensure_found, responses
+from app.api.dependencies import CurrentSuperuser, OwnLookup, ReaderDep, SessionDep
+from app.api.exceptions import ensure_found, ensure_found_under, responses
 from app.api.paginated import Cursor, ItemsPerPage, PageNumber, PaginatedListResponse, get_cursor_page
 from app.core.cache import cache, do_not_store
 from app.core.exceptions import ForbiddenError, NotFoundError, UnauthorizedError
@@ -41,6 +41,7 @@ async def read_posts(
     cursor: Cursor = "",
 ) -> dict[str, Any]:
     """List a user's posts, oldest first."""
+    # Not CursorPageDep: the cache key has these parameters, and StoredAnswers serves no route with such a dependency.
     wanted = await get_cursor_page(request, page, items_per_page, cursor)
     own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(username), "is_deleted": False}
     posts = await crud_posts.get_multi(db, wanted.offset, items_per_page, PostRead, after=wanted.after, **own)
@@ -60,7 +61,7 @@ async def read_post(request: Request, username: Username, id: PostId, db: Reader
 @router.post("/{username}/post", response_model=PostRead, status_code=201, responses=_ERRORS)
 @cache(_LIST_KEY, resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
 async def write_post(
-    request: Request, username: Username, post: PostCreate, db: SessionDep, user_id: OwnUserId
+    request: Request, username: Username, post: PostCreate, db: SessionDep, user_id: OwnLookup
 ) -> Post:
     """Write a post of one's own."""
     return await crud_posts.create(db, post, created_by_user_id=user_id)
@@ -69,7 +70,7 @@ async def write_post(
 @router.patch("/{username}/post/{id}", response_model=PostRead, responses=_ERRORS)
 @cache(_KEY, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
 async def patch_post(
-    request: Request, username: Username, id: PostId, values: PostUpdate, db: SessionDep, user_id: OwnUserId
+    request: Request, username: Username, id: PostId, values: PostUpdate, db: SessionDep, user_id: OwnLookup
 ) -> dict[str, Any]:
     """Change the fields that the body names in one's own post."""
     post = await crud_posts.update_one(db, values, PostRead, id=id, created_by_user_id=user_id, is_deleted=False)
@@ -78,10 +79,9 @@ async def patch_post(
 
 @router.delete("/{username}/post/{id}", responses=_ERRORS)
 @cache(_KEY, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
-async def erase_post(request: Request, username: Username, id: PostId, db: SessionDep, user_id: OwnUserId) -> Message:
+async def erase_post(request: Request, username: Username, id: PostId, db: SessionDep, user_id: OwnLookup) -> Message:
     """Delete one's own post; the row stays."""
-    if not await crud_posts.delete(db, id=id, created_by_user_id=user_id):
-        raise NotFoundError("Post not found")
+    ensure_found(await crud_posts.delete(db, id=id, created_by_user_id=user_id), "Post")
     return Message(message="Post deleted")
 
 
@@ -91,7 +91,7 @@ async def erase_db_post(
     request: Request, username: Username, id: PostId, db: SessionDep, _: CurrentSuperuser
 ) -> Message:
     """Delete the row of a post, also of one that was deleted before."""
-    author_id = Lookup(User, "id", {"username": username})  # also of a deleted user
-    if not await crud_posts.db_delete(db, id=id, created_by_user_id=author_id):
-        raise NotFoundError("Post not found")
+    author_id = Lookup(User, "id", {"username": username})  # a deleted user's posts, too
+    deleted = await crud_posts.db_delete(db, id=id, created_by_user_id=author_id)
+    await ensure_found_under(deleted, "Post", db, author_id)
     return Message(message="Post deleted from the database")

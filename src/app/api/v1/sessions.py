@@ -4,9 +4,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 
 from app.api.dependencies import BearerToken, CurrentUser, ReaderDep, SessionDep
-from app.api.exceptions import responses
+from app.api.exceptions import ensure_found, responses
 from app.api.paginated import PageDep, PaginatedListResponse, paginated_response
-from app.api.refresh_token import PresentedToken, client_of, delete_refresh_cookie, set_refresh_cookie
+from app.api.refresh_token import PresentedToken, answer_tokens, client_of, delete_refresh_cookie
 from app.core.database import engines_of, transaction
 from app.core.exceptions import NotFoundError, UnauthorizedError
 from app.core.http import audit, settings_of, tokens_of
@@ -34,12 +34,8 @@ async def refresh_access_token(request: Request, response: Response, presented: 
         if refreshed is not None:
             audit.note(request.scope, reason="a spent refresh token ended the session")
         raise UnauthorizedError("There is no session for this refresh token: sign in again")
-    set_refresh_cookie(request, response, refreshed.token, lifetime)
-    access_token = tokens.access_token_for(refreshed.token, refreshed.user, refreshed.issued)
-    answer = Token(access_token=access_token, token_type="bearer")  # noqa: S106
-    if presented.in_body:
-        answer.refresh_token = str(refreshed.token)
-    return answer
+    access = tokens.access_token_for(refreshed.token, refreshed.user, refreshed.issued)
+    return answer_tokens(request, response, access, refreshed.token, lifetime, in_body=presented.in_body)
 
 
 @router.post("/logout", status_code=204)
@@ -71,8 +67,7 @@ async def erase_session(
     request: Request, id: Annotated[RowId, Path()], current_user: CurrentUser, db: SessionDep
 ) -> Message:
     """End one of one's own sessions."""
-    if not await crud_sessions.db_delete(db, id=id, user_id=current_user["id"]):
-        raise NotFoundError("Session not found")
+    ensure_found(await crud_sessions.db_delete(db, id=id, user_id=current_user["id"]), "Session")
     audit.note(request.scope, session=id)
     return Message(message="Session ended")
 

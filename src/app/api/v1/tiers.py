@@ -50,6 +50,5 @@ async def erase_tier(name: Text, db: SessionDep, reader: ReaderDep) -> Message:
     """Delete an unused tier with its rate limits; deleted users are removed from it."""
     tier = ensure_found(await crud_tiers.get(reader, ["id"], name=name), "Tier")
     await crud_users.update(db, {"tier_id": None}, tier_id=tier["id"], is_deleted=True)
-    if not await crud_tiers.delete(db, id=tier["id"], name=name):
-        raise errors.NotFoundError("Tier not found")
+    ensure_found(await crud_tiers.delete(db, id=tier["id"], name=name), "Tier")
     return Message(message="Tier deleted")

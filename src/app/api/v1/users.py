@@ -14,7 +14,7 @@ from app.api.dependencies import (
     ReaderDep,
     SessionDep,
 )
-from app.api.exceptions import ensure_found, responses
+from app.api.exceptions import ensure_found, malformed, responses
 from app.api.paginated import CursorPageDep, PaginatedListResponse
 from app.api.password_checks import confirm_caller, limit_by_address
 from app.core import exceptions as errors
@@ -30,7 +30,6 @@ from app.schemas.user import Caller, Username, UserRead, UserReadOwn
 
 router = APIRouter(tags=["users"])
 
-limit_sign_ups = limit_by_address("sign_up", "SIGN_UP_LIMIT", "SIGN_UP_PERIOD")
 _GUARDED = responses(errors.UnauthorizedError, errors.ForbiddenError, errors.NotFoundError)
 _PATCH = _GUARDED | responses(errors.DuplicateValueError, errors.RateLimitExceededError)
 _ERASE = _GUARDED | responses(LastSuperuserError, errors.RateLimitExceededError)
@@ -51,7 +50,7 @@ Confirmation = Annotated[
     "/user",
     response_model=UserReadOwn,
     status_code=201,
-    dependencies=[Depends(limit_sign_ups)],
+    dependencies=[Depends(limit_by_address("sign_up", "SIGN_UP_LIMIT", "SIGN_UP_PERIOD"))],
     responses=responses(
         errors.UnauthorizedError,
         errors.MissingReferenceError,
@@ -64,7 +63,7 @@ async def write_user(request: Request, user: schemas.UserCreate, db: SessionDep,
     """Sign up."""
     audit.note(request.scope, who=caller and caller["id"])
     if user.tier_id is not None and not (caller and caller["is_superuser"]):
-        raise errors.InvalidValueError("Only superusers may set the tier_id of a new user")
+        raise malformed("tier_id", "Only superusers may set the tier_id of a new user")
     hashed_password = await passwords_of(request).hash(user.password)
     internal = schemas.UserCreateInternal(**user.model_dump(exclude={"password"}), hashed_password=hashed_password)
     created = await crud_users.create(db, internal)
