@@ -213,7 +213,7 @@ async def test_time_until_a_connection_is_free_does_not_count_as_an_outage(monke
 
     async def wait() -> None:
         async with server.guard():
-            await server.client.blpop(["nothing"], timeout=0.25)
+            await server.client.execute_command("BLPOP", "nothing", 0.25)  # type: ignore[no-untyped-call]
 
     try:
         await asyncio.gather(*(wait() for _ in range(12)))
