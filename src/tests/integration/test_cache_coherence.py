@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +21,12 @@ from app.core.cache.store import LEASE_SECONDS, MAX_LEASES_AWAITED
 from app.core.config import settings
 from app.core.database import on_commit
 from app.core.exceptions import NotFoundError
+from app.core.redis import RedisServer
 from app.models.user import User
 from tests.environment import SRC, connected
 from tests.factories import make_user
 from tests.fixtures import Fetch, HeadersFor, RedisRoles, RunServer, open_client
-from tests.helper import assert_error, running
+from tests.helper import assert_error, running, wait_until
 from tests.in_between import wait_for_locks
 from tests.integration.own_app import MODULE, build, count_statuses, sealed, send
 from tests.specimen.crud import crud_moths
@@ -409,24 +412,37 @@ class TestStampede:
 
     @pytest.mark.usefixtures("long_leases")
     async def test_concurrent_misses_without_a_stored_answer_run_in_parallel(
-        self, own: httpx.AsyncClient, hooks: Hooks
+        self, own: httpx.AsyncClient, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The first requests answer one after the other. Those that have waited for them run at once."""
-        together = 0
+        """After two answers that are not stored, those that have waited for both wait for no third."""
+        guard, lookups = RedisServer.guard, Counter[Any]()
         are_enough = Gate()
+        together = 0
+
+        @asynccontextmanager
+        async def counted(server: RedisServer, **options: Any) -> AsyncIterator[None]:
+            async with guard(server, **options):
+                yield
+            lookups[asyncio.current_task()] += 1
+
+        async def are_all_waiting() -> bool:  # the first lookup may have been sent before the lease was taken
+            return sum(times > 1 for times in lookups.values()) >= 200 - hooks.reads
 
         async def fail() -> None:
             nonlocal together
+            if hooks.reads <= MAX_LEASES_AWAITED:
+                lookups.clear()
+                await wait_until(are_all_waiting)
+                raise NotFoundError
             together += 1
-            if hooks.reads > MAX_LEASES_AWAITED:
-                if together > 100:
-                    are_enough.open()
-                await are_enough()
-            together -= 1
+            if together > 100:
+                are_enough.open()
+            await are_enough()
             raise NotFoundError
 
+        monkeypatch.setattr(RedisServer, "guard", counted)
         hooks.after_read = fail
-        async with asyncio.timeout(20):  # so long would requests wait that run one after the other
+        async with asyncio.timeout(20):
             answers = await asyncio.gather(*(own.get("/moths/1") for _ in range(200)))
         assert [answer.status_code for answer in answers] == [404] * 200
 
