@@ -59,6 +59,8 @@ def reset_settings() -> None:
     # Allow for a busy machine, so that no test sees a slow server as an outage. Tests of outages use shorter timeouts.
     for role in ("CACHE", "QUEUE", "RATE_LIMIT"):
         os.environ[f"REDIS_{role}_TIMEOUT"] = "5"
+    for wait in ("CONNECT", "POOL", "STATEMENT", "LOCK"):
+        os.environ[f"POSTGRES_{wait}_TIMEOUT"] = "5"
 
 
 def make_template() -> None:

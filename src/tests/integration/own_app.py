@@ -1,17 +1,22 @@
 """Helpers for tests with their own routes: applications built like the real one, and many concurrent requests."""
 
 import asyncio
+import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
 from app.api.dependencies import guard_docs
 from app.api.exceptions import exception_handlers
-from app.core.config import Settings, SettingsGroup, settings
+from app.core.config import Settings, settings
+from app.core.settings_group import SettingsGroup
 from app.core.setup import create_application
 from scripts.servers import HOST
+from tests.environment import SRC
 from tests.specimen import main as specimen
 
 
@@ -43,12 +48,28 @@ def build_without(group: type[SettingsGroup], *routers: APIRouter) -> FastAPI:
     router = APIRouter()
     for each in routers:
         router.include_router(each)
-    return create_application(own_settings, router, exception_handlers=exception_handlers, docs_guard=get_docs_reader)
+    return create_application(own_settings, router, exception_handlers=exception_handlers, docs_guard=guard_docs)
 
 
 def build_with(include: Callable[[FastAPI, Settings], None], **changes: Any) -> FastAPI:
     own_settings = settings.model_copy(update=changes) if changes else settings
     return create_application(own_settings, include, exception_handlers=exception_handlers, docs_guard=guard_docs)
+
+
+def copy_without(folder: Path, *groups: str) -> Path:
+    """Copy the service without these settings groups."""
+    copy = folder / "src"
+    for name in ("app", "migrations", "scripts", "tests/specimen"):
+        ignore = shutil.ignore_patterns("__pycache__", "*.log*")
+        shutil.copytree(SRC / name, copy / name, ignore=ignore)
+    shutil.copy(SRC / "alembic.ini", copy)
+    config = copy / "app" / "core" / "config.py"
+    before, start_of_class, rest = config.read_text().partition("class Settings(\n")
+    for group in groups:
+        rest, count = re.subn(rf"    {group},\n", "", rest, count=1)
+        assert count == 1, f"{group} is not among the bases of Settings"
+    config.write_text(before + start_of_class + rest)
+    return copy
 
 
 # A module that serves such routes in its own process. `{routes}` is the place for the code that adds them to `router`.

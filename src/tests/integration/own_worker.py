@@ -1,4 +1,4 @@
-"""A worker in the test's own process."""
+"""A worker in the test's own process, and jobs that fail in it."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from arq.worker import Function, Worker, create_worker, func
 
 from app.core import queue
 from app.core.queue.worker import retried
+from app.main import app as the_app
 from app.worker import WorkerSettings
 
 JobFunction = Callable[..., Coroutine[Any, Any, Any]]
@@ -37,3 +38,20 @@ async def run_jobs(
     finally:
         worker.ctx["renewal"].cancel()
     return worker
+
+
+async def crash(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+    raise ValueError(f"no such {args[0] if args else 'thing'}")
+
+
+async def fail(job_id: str, *args: Any, **kwargs: Any) -> None:
+    """Queue a job and let it fail."""
+    assert await queue.pool.enqueue_job("crash", *args, _job_id=job_id, **kwargs)
+    await run_jobs(crash, tries=1)
+
+
+async def failures() -> list[tuple[str, str, str, int]]:
+    """Return id, function, error and number of tries of each failed job, the newest first."""
+    jobs, total = await queue.failed_jobs(the_app.state.resources.queue.server, 0, 100)
+    assert total == len(jobs)
+    return [(str(job.job_id), job.function, job.result, job.job_try) for job in jobs]

@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.api.dependencies import ReaderDep, SessionDep
 from app.core.config import settings
-from app.core.database import async_get_db, database_url, default_engines, on_commit, transaction
+from app.core.database import Engines, async_get_db, database_url, default_engines, on_commit, transaction
 from app.core.exceptions import (
     AppError,
     ConflictError,
@@ -37,7 +37,7 @@ from scripts.servers import Postgres
 from tests.factories import make_user
 from tests.fixtures import Fetch, LogRecords, RunServer, Statements, open_client
 from tests.helper import running, wait_until
-from tests.integration.own_app import build
+from tests.integration.own_app import build, build_specimen
 from tests.specimen.crud import crud_drawers
 from tests.specimen.factories import make_drawer, make_moth, make_slip
 from tests.specimen.schemas import DrawerCreate
@@ -168,16 +168,18 @@ class TestOnCommit:
         assert seen == ["ran"] * 2
 
     async def test_runs_again_after_an_abandoned_commit(
-        self, postgres: "asyncpg.Connection[Any]", slow_commit: None, fetch: Fetch
+        self, postgres: "asyncpg.Connection[Any]", slow_commit: None
     ) -> None:
         """The server may finish a commit after the request has abandoned it; the first run came too early."""
         seen: list[Any] = []
+        engines = Engines(settings.model_copy(update={"POSTGRES_STATEMENT_TIMEOUT": 2}))
 
         async def look() -> None:
-            seen.append(await fetch(DRAWERS))
+            # Not by the fixture's connection, which may still be busy with its COMMIT.
+            seen.append(await default_engines.reader.fetch_all(text(DRAWERS), {}))
 
         async def write() -> None:
-            async with transaction() as db:
+            async with transaction(engines) as db:
                 on_commit(db, look, even_if_unknown=True)
                 await db.execute(text("SET LOCAL lock_timeout = 0"))
                 await db.execute(text("SET LOCAL statement_timeout = 0"))
@@ -190,8 +192,10 @@ class TestOnCommit:
             await asyncio.sleep(0.5)  # time for more runs, which would be too early
             assert seen == [[]]
         await wait_until(functools.partial(has_length, seen, 2))
-        assert seen[1] == [{"name": "new"}]
-        await execute("SELECT 1")
+        assert seen[1] == [("new",)]
+        async with transaction(engines) as db:
+            await db.execute(text("SELECT 1"))
+        await engines.close()
 
     async def test_runs_after_a_commit_whose_request_is_cancelled(
         self, postgres: "asyncpg.Connection[Any]", slow_commit: None
@@ -648,19 +652,22 @@ class TestErrors:
         second = {**body, "username": "bob", "email": "bob@example.com"}
         assert (await client.post("/api/v1/user", json=second)).status_code == 201
 
-    async def test_pool_without_a_free_connection(self, client: httpx.AsyncClient) -> None:
-        async with AsyncExitStack() as stack:
-            for _ in range(settings.POSTGRES_POOL_SIZE):
-                db = await stack.enter_async_context(transaction())
-                await db.execute(text("SELECT 1"))
-                await stack.enter_async_context(default_engines.read.connect())
-            body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
-            answers = await asyncio.gather(client.post("/api/v1/user", json=body), client.get("/api/v1/users"))
-        for answer in answers:
-            assert answer.status_code == 503
-            assert answer.headers["Retry-After"].isdigit()
-            assert answer.json() == {"detail": DatabaseUnavailableError.detail}
-        assert (await client.get("/api/v1/users")).status_code == 200
+    async def test_pool_without_a_free_connection(self, app: FastAPI) -> None:
+        own = build_specimen(POSTGRES_POOL_SIZE=2, POSTGRES_POOL_TIMEOUT=0.3)
+        async with open_client(own) as client:
+            engines = own.state.resources.engines
+            async with AsyncExitStack() as stack:
+                for _ in range(2):
+                    db = await stack.enter_async_context(transaction(engines))
+                    await db.execute(text("SELECT 1"))
+                    await stack.enter_async_context(engines.read.connect())
+                body = {"name": "Ann Other", "username": "ann", "email": "ann@example.com", "password": "Str1ngst!"}
+                answers = await asyncio.gather(client.post("/api/v1/user", json=body), client.get("/api/v1/users"))
+            for answer in answers:
+                assert answer.status_code == 503
+                assert answer.headers["Retry-After"].isdigit()
+                assert answer.json() == {"detail": DatabaseUnavailableError.detail}
+            assert (await client.get("/api/v1/users")).status_code == 200
 
 
 @asynccontextmanager

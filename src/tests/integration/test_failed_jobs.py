@@ -20,13 +20,9 @@ from app.core.queue import ArqJob
 from app.core.queue.worker import retried
 from app.main import app as the_app
 from tests.fixtures import RedisRoles
-from tests.integration.own_worker import run_jobs
+from tests.integration.own_worker import crash, fail, failures, run_jobs
 
 pytestmark = pytest.mark.usefixtures("app")
-
-
-async def crash(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-    raise ValueError(f"no such {args[0] if args else 'thing'}")
 
 
 async def work(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> list[Any]:
@@ -36,18 +32,6 @@ async def work(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> list[Any]:
 def at_start(job: Callable[..., Any]) -> CronJob:
     """Make a cron job that runs at the worker's start, and next in about half a year."""
     return cron(job, run_at_startup=True, month=(datetime.now(UTC).month + 5) % 12 + 1)
-
-
-async def fail(job_id: str, *args: Any, **kwargs: Any) -> None:
-    """Queue a job and let it fail."""
-    assert await queue.pool.enqueue_job("crash", *args, _job_id=job_id, **kwargs)
-    await run_jobs(crash, tries=1)
-
-
-async def failures() -> list[tuple[str, str, str, int]]:
-    jobs, total = await queue.failed_jobs(the_app.state.resources.queue.server, 0, 100)
-    assert total == len(jobs)
-    return [(str(job.job_id), job.function, job.result, job.job_try) for job in jobs]
 
 
 async def retry(job_id: str) -> None:

@@ -20,7 +20,7 @@ import pytest
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
-from app.core.config import RedisCacheSettings, settings
+from app.core.config import RedisCacheSettings, Settings, settings
 from app.core.exceptions import DatabaseUnavailableError, RedisUnavailableError
 from app.core.redis import RedisServer
 from app.models.user import User
@@ -44,7 +44,13 @@ BOUND = 10
 
 
 # The service's default timeouts; other tests use longer ones.
-DEFAULTS = {"REDIS_CACHE_TIMEOUT": "0.2", "REDIS_QUEUE_TIMEOUT": "1", "REDIS_RATE_LIMIT_TIMEOUT": "1"}
+DEFAULTS = {
+    f"{name}_TIMEOUT": str(Settings.model_fields[f"{name}_TIMEOUT"].default)
+    for name in (
+        *("REDIS_CACHE", "REDIS_QUEUE", "REDIS_RATE_LIMIT"),
+        *("POSTGRES_CONNECT", "POSTGRES_POOL", "POSTGRES_STATEMENT", "POSTGRES_LOCK"),
+    )
+}
 
 
 NO_LIMITS = dict.fromkeys(
@@ -379,7 +385,7 @@ class TestPostgres:
 
     @pytest.fixture
     async def server(self, postgres_server: Postgres, run_server: RunServer, run_program: RunProgram) -> RunningServer:
-        environment = {**postgres_server.environment(), **NO_LIMITS}
+        environment = {**DEFAULTS, **postgres_server.environment(), **NO_LIMITS}
         server = await run_server(app=SPECIMEN, environment=environment, wait_for="/health/ready")
         tables = await run_program("tests.specimen.models", environment=environment)
         assert await tables.wait() == 0
@@ -524,7 +530,7 @@ class TestPostgres:
         """A locked table delays the requests that need it, for a bounded time, and no others."""
         headers = await headers_for(user)
         moth = await make_moth(user)
-        server = await run_server(app=SPECIMEN, environment={"POSTGRES_LOCK_TIMEOUT": "0.5"})
+        server = await run_server(app=SPECIMEN, environment={**DEFAULTS, "POSTGRES_LOCK_TIMEOUT": "0.5"})
         async with postgres.transaction():
             await postgres.execute("LOCK TABLE moth")
             path = f"{API}/{user.username}/moth/{moth.id}"
@@ -539,7 +545,7 @@ class TestPostgres:
         database = Postgres(tmp_path / "late", settings={"fsync": "off"})
         await start(database)
         await asyncio.to_thread(database.stop)
-        server = await run_server(app=SPECIMEN, environment=database.environment())
+        server = await run_server(app=SPECIMEN, environment={**DEFAULTS, **database.environment()})
         response = await server.client.get("/health/ready", timeout=BOUND)
         assert (response.status_code, response.json()["dependencies"]["postgresql"]) == (503, "down")
         assert (await server.client.get(f"{API}/users", timeout=BOUND)).status_code == 503

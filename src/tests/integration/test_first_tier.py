@@ -27,6 +27,18 @@ async def test_on_a_database_without_tables(run_program: RunProgram, empty_datab
         assert await connection.fetchval("SELECT name FROM tier") == settings.TIER_NAME
 
 
+async def test_beside_the_first_superuser_on_a_database_without_tables(
+    run_program: RunProgram, empty_database: str
+) -> None:
+    commands = (TIER, "scripts.create_first_superuser")
+    programs = [await run_program(command, environment={"POSTGRES_DB": empty_database}) for command in commands]
+    assert [await program.wait() for program in programs] == [0, 0]
+    assert [program.output for program in programs] == [
+        f"Tier {settings.TIER_NAME} created.\n",
+        f"Superuser {settings.ADMIN_USERNAME} created.\n",
+    ]
+
+
 async def test_database_away(run_program: RunProgram) -> None:
     program = await run_program(TIER, environment={"POSTGRES_PORT": str(free_port())})
     assert await program.wait() == 1

@@ -1,7 +1,5 @@
 """Removing a settings group from `class Settings(...)` switches off its feature only."""
 
-import re
-import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from tests.environment import SRC
 from tests.factories import PASSWORD
 from tests.fixtures import RedisRoles, RunningServer, RunProgram, RunServer
 from tests.helper import sign_in
+from tests.integration.own_app import copy_without
 from tests.specimen.factories import make_moth
 from tests.specimen.main import SPECIMEN
 
@@ -42,22 +41,6 @@ StartWithout = Callable[..., Awaitable[RunningServer]]
 @pytest.fixture(scope="session")
 def app(specimen: FastAPI) -> FastAPI:
     return specimen
-
-
-def copy_without(folder: Path, *groups: str) -> Path:
-    """Copy the service without these settings groups."""
-    copy = folder / "src"
-    for name in ("app", "migrations", "scripts", "tests/specimen"):
-        ignore = shutil.ignore_patterns("__pycache__", "*.log*")
-        shutil.copytree(SRC / name, copy / name, ignore=ignore)
-    shutil.copy(SRC / "alembic.ini", copy)
-    config = copy / "app" / "core" / "config.py"
-    before, start_of_class, rest = config.read_text().partition("class Settings(\n")
-    for group in groups:
-        rest, count = re.subn(rf"    {group},\n", "", rest, count=1)
-        assert count == 1, f"{group} is not among the bases of Settings"
-    config.write_text(before + start_of_class + rest)
-    return copy
 
 
 @pytest.fixture

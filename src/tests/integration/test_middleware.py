@@ -23,6 +23,7 @@ from scripts.servers import HOST
 from tests.environment import SRC
 from tests.fixtures import Fetch, LogRecords, RunServer, open_client
 from tests.helper import running, sign_in
+from tests.in_between import wait_for_locks
 from tests.integration.own_app import MODULE, build, build_specimen
 from tests.specimen.factories import make_moth
 
@@ -341,19 +342,25 @@ class TestRequestTimeout:
         assert (await client.get("/api/v1/users")).status_code == 200
 
     async def test_in_the_middle_of_a_commit(
-        self, client: httpx.AsyncClient, postgres: "asyncpg.Connection[Any]", slow_commit: None, user: User
+        self,
+        client: httpx.AsyncClient,
+        postgres: "asyncpg.Connection[Any]",
+        fetch: Fetch,
+        slow_commit: None,
+        user: User,
     ) -> None:
         """The change still commits, so no cache may keep the older answer."""
         moth = await make_moth(user, title="before")
         path = f"/api/v1/{user.username}/moth/{moth.id}"
         headers = await sign_in(client, user)
         assert (await client.get(path)).json()["title"] == "before"
-        async with open_client(build_specimen(REQUEST_TIMEOUT=0.3)) as own:
+        async with open_client(build_specimen(REQUEST_TIMEOUT=1)) as own:
             async with AsyncExitStack() as stack, postgres.transaction():
                 await postgres.execute("SELECT pg_advisory_xact_lock(7)")
                 patch = running(own.patch(path, json={"title": "after"}, headers=headers))
                 (patching,) = await stack.enter_async_context(patch)
-                await asyncio.sleep(0.6)  # longer than the request timeout, shorter than the lock timeout
+                await wait_for_locks(fetch)
+                await asyncio.sleep(1.1)  # longer than the request timeout, shorter than the lock timeout
             answer = patching.result()
         assert answer.status_code == 503
         assert (await client.get(path)).json()["title"] == "after"

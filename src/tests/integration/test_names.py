@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 
 from app.core.database import transaction
 from app.crud.crud_users import crud_users
@@ -15,7 +15,8 @@ from app.models.user import User
 from app.schemas.user import UserCreateInternal
 from tests.factories import make_superuser, make_user
 from tests.fixtures import Fetch, HeadersFor
-from tests.helper import assert_error, running, wait_until
+from tests.helper import assert_error, running
+from tests.in_between import in_turn, wait_for_locks
 from tests.specimen.crud import crud_moths
 from tests.specimen.factories import make_moth
 from tests.specimen.models import Moth
@@ -24,9 +25,6 @@ from tests.specimen.schemas import MothCreate
 API = "/api/v1"
 USER_ANN = """SELECT * FROM "user" WHERE username = 'ann'"""
 MOTHS_OF = "SELECT * FROM moth WHERE created_by_user_id = :id"
-WAITING = (
-    "SELECT count(*) AS waiting FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-)
 
 
 @pytest.fixture(scope="session")
@@ -41,14 +39,8 @@ async def alice() -> User:
 
 async def run_behind_rename(user: User, name: str, request: Awaitable[httpx.Response], fetch: Fetch) -> httpx.Response:
     """Run a request that starts before an uncommitted rename of the user commits, and must wait for it."""
-
-    async def is_waiting() -> bool:
-        return bool((await fetch(WAITING))[0]["waiting"] == 1)
-
-    async with AsyncExitStack() as stack, transaction() as db:
-        await crud_users.update(db, {"username": name}, id=user.id)
-        (answer,) = await stack.enter_async_context(running(request))
-        await wait_until(is_waiting)
+    async with in_turn(fetch, update(User).where(User.id == user.id).values(username=name), request) as [answer]:
+        pass
     return answer.result()
 
 
@@ -96,20 +88,12 @@ class TestRenameDuringAWrite:
         moth = await make_moth(alice, title="Old")
         headers = await headers_for(alice)
 
-        async def are_waiting(number: int) -> bool:
-            return bool((await fetch(WAITING))[0]["waiting"] == number)
-
+        patch = client.patch(f"{API}/alice/moth/{moth.id}", json={"title": "New"}, headers=headers)
+        rename = client.patch(f"{API}/user/alice", json={"username": "bobby"}, headers=headers)
         # lock the moth, so that the PATCH gets as far as its UPDATE
-        async with AsyncExitStack() as stack, transaction() as db:
-            await db.execute(select(Moth.id).where(Moth.id == moth.id).with_for_update())
-            patch = running(client.patch(f"{API}/alice/moth/{moth.id}", json={"title": "New"}, headers=headers))
-            (patched,) = await stack.enter_async_context(patch)
-            await wait_until(lambda: are_waiting(1))
-            rename = running(client.patch(f"{API}/user/alice", json={"username": "bobby"}, headers=headers))
-            (renamed,) = await stack.enter_async_context(rename)
-            await wait_until(lambda: are_waiting(2))
+        async with in_turn(fetch, select(Moth.id).with_for_update(), patch, rename) as answers:
             assert (await client.get(f"{API}/bobby/moth/{moth.id}")).status_code == 404
-        assert [patched.result().status_code, renamed.result().status_code] == [200, 200]
+        assert [answer.result().status_code for answer in answers] == [200, 200]
         assert (await client.get(f"{API}/bobby/moth/{moth.id}")).json()["title"] == "New"
         assert (await client.get(f"{API}/alice/moth/{moth.id}")).status_code == 404
 
@@ -193,8 +177,5 @@ class TestRenameMeanwhile:
             moths = [dict(found) for found in (await db.execute(text(MOTHS_OF), {"id": row.id})).mappings()]
             (answer,) = await stack.enter_async_context(running(request))
 
-            async def is_waiting() -> bool:
-                return answer.done() or bool((await fetch(WAITING))[0]["waiting"])
-
-            await wait_until(is_waiting)
+            await wait_for_locks(fetch)
         return answer.result(), before, moths

@@ -21,6 +21,11 @@ from tests.helper import running, wait_until
 from tests.integration.own_app import MODULE, build, send
 
 SLOW = """
+from app.core.http.load_shedding import LoadShedding
+
+LoadShedding.BURST_SECONDS = 60
+
+
 @router.get("/slow")
 async def slow() -> None:
     with open("arrived", "a") as file:

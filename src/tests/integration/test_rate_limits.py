@@ -1,30 +1,27 @@
 import asyncio
-import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
+from sqlalchemy import text
 
 from app.api.dependencies import rate_limiter
 from app.core import logger
 from app.core.config import settings
-from app.core.database import transaction
-from app.crud.crud_rate_limit import crud_rate_limits
 from app.models.rate_limit import RateLimit
 from app.models.tier import Tier
 from app.models.user import User
 from tests.factories import make_rate_limit, make_tier, make_user
 from tests.fixtures import Fetch, HeadersFor, LogRecords, RunServer, Statements, open_client
-from tests.helper import assert_error, assert_unauthorized, is_recent, own, running, wait_until
-from tests.integration.own_app import build
+from tests.helper import assert_error, assert_unauthorized, is_recent, own
+from tests.in_between import in_turn
+from tests.integration.limited import DEFAULT, JOB_PATH, fields, passes, post_job
+from tests.integration.own_app import build, copy_without
 from tests.specimen.main import SPECIMEN
 
-WAITING = (
-    "SELECT count(*) AS waiting FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-)
 NO_USER = "User not found"
 NO_TIER = "Tier not found"
 NO_LIMIT = "Rate limit not found"
@@ -444,7 +441,7 @@ class TestStatements:
         statements.clear()
         response = await post_job(limited_client, user_headers)
         assert response.status_code == 201
-        assert fields(response)[1:3] == ((3, 60) if with_rule else (DEFAULT, 3600))
+        assert fields(response)[:3] == (JOB_PATH, *((3, 60) if with_rule else (DEFAULT, 3600)))
         statements.assert_only_read(1)
 
 
@@ -487,82 +484,31 @@ class TestWritesWithWritesInBetween:
             assert_error(response, 404, NO_TIER)
 
     @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
-    async def test_limit_of_a_tier_that_is_renamed(
-        self,
-        client: httpx.AsyncClient,
-        meanwhile: Any,
-        superuser_headers: dict[str, str],
-        tier: Tier,
-        fetch: Fetch,
-        method: str,
-    ) -> None:
+    async def test_limit_of_a_tier_that_is_renamed(self, check_limit: Any, tier: Tier, method: str) -> None:
         """The write in between uses the tier's new name, so no change under the old name may come after it."""
-        limits = [99] if method == "PATCH" else []
         await make_rate_limit(tier)
-        body = {"limit": 7} if method == "PATCH" else None
-        request = client.request(method, "/api/v1/tier/free/rate_limit/1", json=body, headers=superuser_headers)
-        response = await meanwhile(request, RENAME_TIER, CHANGE_LIMIT)
-        found = [row["limit"] for row in await fetch("SELECT * FROM rate_limit")]
-        assert (response.status_code, found) in [(200, limits), (404, [99])]
+        await check_limit(method, "tier/free/rate_limit/1", "rate_limit", RENAME_TIER, CHANGE_LIMIT)
 
 
-class TestLocks:
-    async def test_tier_keeps_its_name_until_its_limit_is_written(
-        self, client: httpx.AsyncClient, superuser_headers: dict[str, str], tier: Tier, fetch: Fetch
-    ) -> None:
-        await make_rate_limit(tier)
-        path = "/api/v1/tier/free/rate_limit/1"
-
-        async def are_waiting(number: int) -> bool:
-            return bool((await fetch(WAITING))[0]["waiting"] == number)
-
-        async with AsyncExitStack() as stack, transaction() as db:
-            await crud_rate_limits.update(db, {"period": 9}, id=1)
-            change = running(client.patch(path, json={"limit": 7}, headers=superuser_headers))
-            (changed,) = await stack.enter_async_context(change)
-            await wait_until(lambda: are_waiting(1))
-            rename = running(client.patch("/api/v1/tier/free", json={"name": "pro"}, headers=superuser_headers))
-            (renamed,) = await stack.enter_async_context(rename)
-            await wait_until(lambda: are_waiting(2))
-            assert (await client.get("/api/v1/tier/free", headers=superuser_headers)).status_code == 200
-        assert (changed.result().status_code, renamed.result().status_code) == (200, 200)
-        assert changed.result().json()["limit"] == 7
+async def test_tier_keeps_its_name_until_its_limit_is_written(
+    client: httpx.AsyncClient, superuser_headers: dict[str, str], tier: Tier, fetch: Fetch
+) -> None:
+    await make_rate_limit(tier)
+    change = client.patch("/api/v1/tier/free/rate_limit/1", json={"limit": 7}, headers=superuser_headers)
+    rename = client.patch("/api/v1/tier/free", json={"name": "pro"}, headers=superuser_headers)
+    async with in_turn(fetch, text("UPDATE rate_limit SET period = 9"), change, rename) as answers:
+        assert (await client.get("/api/v1/tier/free", headers=superuser_headers)).status_code == 200
+    assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert answers[0].result().json()["limit"] == 7
 
 
 # -------- the limiter, on the route of the specimen that it guards --------
-
-JOB = "/api/v1/specimen/job"
-JOB_PATH = "api_v1_specimen_job"
-DEFAULT = settings.DEFAULT_RATE_LIMIT_LIMIT
 
 
 @pytest.fixture
 async def limited_client(specimen: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with open_client(specimen) as client:
         yield client
-
-
-async def post_job(client: httpx.AsyncClient, headers: dict[str, str] | None = None) -> httpx.Response:
-    return await client.post(JOB, params={"message": "hello"}, headers=headers or {})
-
-
-async def passes(client: httpx.AsyncClient, headers: dict[str, str] | None = None) -> int:
-    """Send requests until one is refused; return the number of accepted ones."""
-    count = 0
-    while (response := await post_job(client, headers)).status_code == 201:
-        count += 1
-    assert response.status_code == 429, response.text
-    return count
-
-
-def fields(response: httpx.Response) -> tuple[str, int, int, int, int]:
-    """Return the policy's name, limit and period, the remaining requests, and the seconds until the next one."""
-    policy = re.fullmatch(r'"([^"]+)";q=(\d+);w=(\d+)', response.headers["RateLimit-Policy"])
-    left = re.fullmatch(r'"([^"]+)";r=(\d+);t=(\d+)', response.headers["RateLimit"])
-    assert policy
-    assert left
-    assert policy[1] == left[1]
-    return policy[1], int(policy[2]), int(policy[3]), int(left[2]), int(left[3])
 
 
 class TestRules:
@@ -670,6 +616,13 @@ class TestRules:
         async with open_client(build(router, DEFAULT_RATE_LIMIT_LIMIT=0)) as own:
             assert [(await own.get("/limited", headers=headers)).status_code for _ in range(2)] == [200, 429]
             assert (await own.get("/limited")).status_code == 429
+
+    async def test_rule_where_the_group_of_the_default_is_left_out(
+        self, run_server: RunServer, tmp_path: Path, limited: dict[str, str]
+    ) -> None:
+        server = await run_server(app=SPECIMEN, cwd=copy_without(tmp_path, "DefaultRateLimitSettings"))
+        assert await passes(server.client, limited) == 3
+        assert (await post_job(server.client)).status_code == 201
 
     async def test_warning_of_a_process(self, run_server: RunServer, headers_for: HeadersFor, user: User) -> None:
         server = await run_server(app=SPECIMEN)

@@ -21,6 +21,7 @@ from app.worker import WorkerSettings, purge_expired
 from tests.factories import CLIENT, PASSWORD, make_password_reset, make_user
 from tests.fixtures import Fetch, HeadersFor, RunServer
 from tests.helper import assert_error, assert_unauthorized, is_recent, running
+from tests.in_between import wait_for_locks
 
 Headers = dict[str, str]
 PATHS = ["/api/v1/logout", "/api/v1/refresh"]
@@ -138,7 +139,7 @@ class TestLogin:
             await crud_sessions.start(db, user.id, CLIENT, timedelta(days=1))
             await crud_users.update(db, {"hashed_password": "!"}, id=user.id)
             (late,) = await stack.enter_async_context(running(client.post("/api/v1/login", data=form)))
-            await asyncio.sleep(0.3)
+            await wait_for_locks(fetch)
             await crud_sessions.end_all(db, user.id)
             assert not late.done()
         assert_unauthorized(late.result())

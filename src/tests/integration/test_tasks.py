@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ from app.models.user import User
 from tests.factories import make_superuser, make_user
 from tests.fixtures import HeadersFor, RedisRoles, RunWorker
 from tests.helper import assert_error, assert_unauthorized, is_recent
-from tests.integration.own_worker import JobFunction, run_jobs
+from tests.integration.own_worker import JobFunction, crash, fail, failures, run_jobs
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -52,22 +53,6 @@ async def enqueue(client: httpx.AsyncClient, message: str = "hello", headers: di
     assert response.status_code == 201
     assert response.json().keys() == {"id"}
     return str(response.json()["id"])
-
-
-async def crash(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-    raise ValueError(f"no such {args[0] if args else 'thing'}")
-
-
-async def fail(job_id: str, *args: Any, **kwargs: Any) -> None:
-    """Queue a job and let it fail."""
-    assert await queue.pool.enqueue_job("crash", *args, _job_id=job_id, **kwargs)
-    await run_jobs(crash, tries=1)
-
-
-async def failures() -> list[tuple[str, str, str, int]]:
-    jobs, total = await queue.failed_jobs(the_app.state.resources.queue.server, 0, 100)
-    assert total == len(jobs)
-    return [(str(job.job_id), job.function, job.result, job.job_try) for job in jobs]
 
 
 class TestGetTask:
@@ -371,6 +356,14 @@ class TestRetryFailedTask:
         assert_error(response, 409, "A task of this id is in the queue")
         assert [job_id for job_id, *_ in await failures()] == ["x"]
         assert [job.function for job in await queue.pool.queued_jobs()] == ["other"]
+
+
+async def test_job_of_another_function_is_a_task(client: httpx.AsyncClient) -> None:
+    job_id = uuid4().hex
+    await queue.pool.enqueue_job("crash", "book", _job_id=job_id)
+    await run_jobs(crash, tries=1)
+    body = (await client.get(f"{TASK}/{job_id}")).json()
+    assert (body["function"], body["args"], body["result"]) == ("crash", ["book"], "ValueError: no such book")
 
 
 @pytest.mark.parametrize("job_id", ["cron:work:1700000000000", "nightly", "1-2"])

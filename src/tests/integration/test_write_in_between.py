@@ -6,31 +6,25 @@ at the beginning of the request who the caller is and what they may do. `test_na
 writes that wait for a lock until the request has committed.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import text
 
-from app.core.database import transaction
 from app.models.user import User
 from tests.factories import PASSWORD, make_superuser, make_user
 from tests.fixtures import Fetch, HeadersFor
-from tests.helper import assert_error, running, sign_in, wait_until
-from tests.specimen.crud import crud_slips
+from tests.helper import assert_error, sign_in
+from tests.in_between import in_turn
 from tests.specimen.factories import make_drawer, make_moth, make_slip
 from tests.specimen.models import Drawer
 
 API = "/api/v1"
 NO_DRAWER = "Drawer not found"
-WAITING = (
-    "SELECT count(*) AS waiting FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-)
 Headers = dict[str, str]
-Write = Callable[[], Awaitable[Any]]
-Between = Callable[[int, Write], None]
 
 
 @pytest.fixture(scope="session")
@@ -207,45 +201,15 @@ class TestWrites:
             assert_error(response, 404, NO_DRAWER)
 
     @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
-    async def test_limit_of_a_drawer_that_is_renamed(
-        self,
-        client: httpx.AsyncClient,
-        meanwhile: Any,
-        superuser_headers: Headers,
-        drawer: Drawer,
-        fetch: Fetch,
-        method: str,
-    ) -> None:
+    async def test_limit_of_a_drawer_that_is_renamed(self, check_limit: Any, drawer: Drawer, method: str) -> None:
         """The write in between uses the drawer's new name, so no change under the old name may come after it."""
-        limits = [99] if method == "PATCH" else []
         await make_slip(drawer)
-        body = {"limit": 7} if method == "PATCH" else None
-        request = client.request(method, f"{API}/drawer/free/slip/1", json=body, headers=superuser_headers)
-        response = await meanwhile(request, RENAME_DRAWER, CHANGE_LIMIT)
-        found = [row["limit"] for row in await fetch("SELECT * FROM slip")]
-        assert (response.status_code, found) in [(200, limits), (404, [99])]
+        await check_limit(method, "drawer/free/slip/1", "slip", RENAME_DRAWER, CHANGE_LIMIT)
 
-    @pytest.mark.parametrize(("method", "body"), [("PATCH", {"name": "pro"}), ("DELETE", None)])
-    async def test_drawer_whose_name_changes_hands(
-        self,
-        client: httpx.AsyncClient,
-        meanwhile: Any,
-        superuser_headers: Headers,
-        drawer: Drawer,
-        fetch: Fetch,
-        method: str,
-        body: Any,
-    ) -> None:
+    @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+    async def test_drawer_whose_name_changes_hands(self, check_name: Any, drawer: Drawer, method: str) -> None:
         await make_drawer("next")
-        request = client.request(method, f"{API}/drawer/free", json=body, headers=superuser_headers)
-        response = await meanwhile(request, RENAME_DRAWER, RENAME_NEXT_DRAWER)
-        found = [(row["id"], row["name"]) for row in await fetch("SELECT id, name FROM drawer ORDER BY id")]
-        possible = [(404, [(1, "old"), (2, "free")])]
-        if method == "PATCH":
-            possible += [(200, [(1, "pro"), (2, "free")]), (200, [(1, "old"), (2, "pro")])]
-        else:
-            possible += [(200, [(2, "free")]), (200, [(1, "old")])]
-        assert (response.status_code, found) in possible
+        await check_name(method, "drawer")
 
     async def test_password_that_is_changed_after_it_confirmed_a_request(
         self, client: httpx.AsyncClient, meanwhile: Any, alice: User, fetch: Fetch
@@ -272,24 +236,13 @@ class TestWrites:
         assert bool(await fetch(query)) is (write == RENAME_ALICE)
 
 
-class TestLocks:
-    async def test_drawer_keeps_its_name_until_its_limit_is_written(
-        self, client: httpx.AsyncClient, superuser_headers: Headers, drawer: Drawer, fetch: Fetch
-    ) -> None:
-        await make_slip(drawer)
-        path = f"{API}/drawer/free/slip/1"
-
-        async def are_waiting(number: int) -> bool:
-            return bool((await fetch(WAITING))[0]["waiting"] == number)
-
-        async with AsyncExitStack() as stack, transaction() as db:
-            await crud_slips.update(db, {"period": 9}, id=1)
-            change = running(client.patch(path, json={"limit": 7}, headers=superuser_headers))
-            (changed,) = await stack.enter_async_context(change)
-            await wait_until(lambda: are_waiting(1))
-            rename = running(client.patch(f"{API}/drawer/free", json={"name": "pro"}, headers=superuser_headers))
-            (renamed,) = await stack.enter_async_context(rename)
-            await wait_until(lambda: are_waiting(2))
-            assert (await client.get(f"{API}/drawer/free", headers=superuser_headers)).status_code == 200
-        assert (changed.result().status_code, renamed.result().status_code) == (200, 200)
-        assert changed.result().json()["limit"] == 7
+async def test_drawer_keeps_its_name_until_its_limit_is_written(
+    client: httpx.AsyncClient, superuser_headers: Headers, drawer: Drawer, fetch: Fetch
+) -> None:
+    await make_slip(drawer)
+    change = client.patch(f"{API}/drawer/free/slip/1", json={"limit": 7}, headers=superuser_headers)
+    rename = client.patch(f"{API}/drawer/free", json={"name": "pro"}, headers=superuser_headers)
+    async with in_turn(fetch, text("UPDATE slip SET period = 9"), change, rename) as answers:
+        assert (await client.get(f"{API}/drawer/free", headers=superuser_headers)).status_code == 200
+    assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert answers[0].result().json()["limit"] == 7

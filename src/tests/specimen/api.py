@@ -1,5 +1,6 @@
 """Routes with what a clone's may have: owners, cached answers, soft and real deletion, cursors, limits, jobs."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -7,7 +8,6 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from app.api import cache_keys
 from app.api.dependencies import (
     TOKEN_OPTIONAL,
-    CurrentSuperuser,
     OwnLookup,
     ReaderDep,
     SessionDep,
@@ -53,6 +53,22 @@ _ERRORS = responses(errors.UnauthorizedError, errors.ForbiddenError, errors.NotF
 
 MothId = Annotated[RowId, Path()]
 SlipId = Annotated[RowId, Path()]
+_changes_moth = partial(cache, MOTH, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+
+
+async def get_own_moth(id: MothId, user_id: OwnLookup) -> dict[str, Any]:
+    """The filters for a moth of the caller."""
+    return {"id": id, "created_by_user_id": user_id}
+
+
+OwnMoth = Annotated[dict[str, Any], Depends(get_own_moth)]
+
+
+def deleted(what: str, rows: int) -> Message:
+    if not rows:
+        raise errors.NotFoundError(f"{what} not found")
+    return Message(message=f"{what} deleted")
+
 
 # -------- moths --------
 moths = APIRouter(tags=["moths"])
@@ -71,7 +87,7 @@ async def read_moths(
     wanted = await get_cursor_page(request, page, items_per_page, cursor)
     own: dict[str, Any] = {"created_by_user_id": crud_users.id_of(username), "is_deleted": False}
     found = await crud_moths.get_multi(db, wanted.offset, items_per_page, MothRead, after=wanted.after, **own)
-    if wanted.offset > found["total_count"]:
+    if page != wanted.page or wanted.offset > found["total_count"]:
         do_not_store(request)
     return wanted.response(found)
 
@@ -86,37 +102,30 @@ async def read_moth(request: Request, username: Username, id: MothId, db: Reader
 @moths.post("/{username}/moth", response_model=MothRead, status_code=201, responses=_ERRORS)
 @cache(MOTHS, resource_id_name="username", pattern_to_invalidate_extra=_LISTS)
 async def write_moth(
-    request: Request, username: Username, moth: MothCreate, db: SessionDep, user_id: OwnLookup
+    request: Request, username: Username, db: SessionDep, user_id: OwnLookup, moth: MothCreate
 ) -> Moth:
     return await crud_moths.create(db, moth, created_by_user_id=user_id)
 
 
 @moths.patch("/{username}/moth/{id}", response_model=MothRead, responses=_ERRORS)
-@cache(MOTH, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
+@_changes_moth()
 async def patch_moth(
-    request: Request, username: Username, id: MothId, values: MothUpdate, db: SessionDep, user_id: OwnLookup
+    request: Request, username: Username, id: MothId, db: SessionDep, own: OwnMoth, values: MothUpdate
 ) -> dict[str, Any]:
-    moth = await crud_moths.update_one(db, values, MothRead, id=id, created_by_user_id=user_id, is_deleted=False)
-    return ensure_found(moth, "Moth")
+    return ensure_found(await crud_moths.update_one(db, values, MothRead, **own, is_deleted=False), "Moth")
 
 
 @moths.delete("/{username}/moth/{id}", responses=_ERRORS)
-@cache(MOTH, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
-async def erase_moth(request: Request, username: Username, id: MothId, db: SessionDep, user_id: OwnLookup) -> Message:
-    if not await crud_moths.delete(db, id=id, created_by_user_id=user_id):
-        raise errors.NotFoundError("Moth not found")
-    return Message(message="Moth deleted")
+@_changes_moth()
+async def erase_moth(request: Request, username: Username, id: MothId, db: SessionDep, own: OwnMoth) -> Message:
+    return deleted("Moth", await crud_moths.delete(db, **own))
 
 
-@moths.delete("/{username}/db_moth/{id}", responses=_ERRORS)
-@cache(MOTH, resource_id_name="id", pattern_to_invalidate_extra=_LISTS)
-async def erase_db_moth(
-    request: Request, username: Username, id: MothId, db: SessionDep, _: CurrentSuperuser
-) -> Message:
+@moths.delete("/{username}/db_moth/{id}", responses=_ERRORS, dependencies=[Depends(get_current_superuser)])
+@_changes_moth()
+async def erase_db_moth(request: Request, username: Username, id: MothId, db: SessionDep) -> Message:
     owner_id = Lookup(User, "id", {"username": username})  # also of a deleted user
-    if not await crud_moths.db_delete(db, id=id, created_by_user_id=owner_id):
-        raise errors.NotFoundError("Moth not found")
-    return Message(message="Moth deleted from the database")
+    return deleted("Moth", await crud_moths.db_delete(db, id=id, created_by_user_id=owner_id))
 
 
 # -------- drawers and their slips, for superusers --------
@@ -125,11 +134,6 @@ drawers = APIRouter(
     dependencies=[Depends(get_current_superuser)],
     responses=responses(errors.UnauthorizedError, errors.ForbiddenError),
 )
-
-
-@drawers.post("/drawer", response_model=DrawerRead, status_code=201, responses=responses(errors.DuplicateValueError))
-async def write_drawer(drawer: DrawerCreate, db: SessionDep) -> Drawer:
-    return await crud_drawers.create(db, drawer)
 
 
 @drawers.get("/drawers", response_model=PaginatedListResponse[DrawerRead])
@@ -144,6 +148,11 @@ async def read_drawer(name: Text, db: ReaderDep) -> dict[str, Any]:
     return ensure_found(await crud_drawers.get(db, DrawerRead, name=name), "Drawer")
 
 
+@drawers.post("/drawer", response_model=DrawerRead, status_code=201, responses=responses(errors.DuplicateValueError))
+async def write_drawer(drawer: DrawerCreate, db: SessionDep) -> Drawer:
+    return await crud_drawers.create(db, drawer)
+
+
 @drawers.patch("/drawer/{name}", response_model=DrawerRead)
 async def patch_drawer(name: Text, values: DrawerUpdate, db: SessionDep) -> dict[str, Any]:
     return ensure_found(await crud_drawers.update_one(db, values, DrawerRead, name=name), "Drawer")
@@ -151,9 +160,7 @@ async def patch_drawer(name: Text, values: DrawerUpdate, db: SessionDep) -> dict
 
 @drawers.delete("/drawer/{name}", responses=responses(errors.StillReferencedError))
 async def erase_drawer(name: Text, db: SessionDep) -> Message:
-    if not await crud_drawers.delete(db, name=name):
-        raise errors.NotFoundError("Drawer not found")
-    return Message(message="Drawer deleted")
+    return deleted("Drawer", await crud_drawers.delete(db, name=name))
 
 
 slips = APIRouter(
@@ -190,9 +197,7 @@ async def patch_slip(drawer_name: Text, id: SlipId, values: SlipUpdate, db: Sess
 
 @slips.delete("/slip/{id}")
 async def erase_slip(drawer_name: Text, id: SlipId, db: SessionDep) -> Message:
-    if not await crud_slips.delete(db, id=id, drawer_id=crud_drawers.id_of(drawer_name)):
-        raise errors.NotFoundError("Slip not found")
-    return Message(message="Slip deleted")
+    return deleted("Slip", await crud_slips.delete(db, id=id, drawer_id=crud_drawers.id_of(drawer_name)))
 
 
 # -------- jobs --------
