@@ -24,9 +24,16 @@ _PAGE = (
     .order_by(Session.id)
     .offset(bindparam("offset"))
     .limit(bindparam("limit"))
+    .subquery("page")
+)
+_TOTAL = select(func.count().label("sessions")).select_from(Session).where(*_ACTIVE).subquery("total")
+# A page beyond the last is one row with the total and without an id.
+_SELECT_ACTIVE = (
+    select(_PAGE, _TOTAL)
+    .select_from(_TOTAL.outerjoin(_PAGE, true()))
+    .order_by(_PAGE.c.id)
     .execution_options(**BUILT_ONCE)
 )
-_TOTAL = select(func.count()).select_from(Session).where(*_ACTIVE).execution_options(**BUILT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +115,9 @@ class CRUDSession(CRUDBase[Session, Client, Client]):
 
     async def get_active(self, db: Database, user_id: int, offset: int, limit: int) -> dict[str, Any]:
         """Return one page of a user's unexpired sessions, as `get_multi` does."""
-        rows = await fetch_all(db, _PAGE, {"user_id": user_id, "offset": offset, "limit": limit})
-        [[total]] = await fetch_all(db, _TOTAL, {"user_id": user_id})
-        return {"data": [dict(zip(_SESSION_KEYS, row, strict=True)) for row in rows], "total_count": total}
+        rows = await fetch_all(db, _SELECT_ACTIVE, {"user_id": user_id, "offset": offset, "limit": limit})
+        data = [dict(zip(_SESSION_KEYS, row, strict=False)) for row in rows if row[0] is not None]
+        return {"data": data, "total_count": rows[0][-1]}
 
     async def purge(self, db: AsyncSession, limit: int) -> int:
         """Delete at most `limit` sessions that have expired or belong to deleted users; return their number."""

@@ -33,9 +33,18 @@ _SELECT_CALLER = (
 )
 _CALLER_KEYS = tuple(_SELECT_CALLER.selected_columns.keys())
 
+_OWN_KEYS = tuple(UserReadOwn.model_fields)
 _LIMIT_KEYS = tuple(RateLimitRead.model_fields)
-_SELECT_LIMITS = select(*(getattr(RateLimit, key) for key in _LIMIT_KEYS)).order_by(RateLimit.id)
-_LIMITS_OF_TIER = _SELECT_LIMITS.where(RateLimit.tier_id == bindparam("tier_id")).execution_options(**BUILT_ONCE)
+_SELECT_WITH_RATE_LIMITS = (
+    select(
+        *(getattr(User, key) for key in _OWN_KEYS),
+        *(getattr(RateLimit, key).label(f"rate_limit_{key}") for key in _LIMIT_KEYS),
+    )
+    .outerjoin(RateLimit, RateLimit.tier_id == User.tier_id)
+    .where(User.username == bindparam("username"), ~User.is_deleted)
+    .order_by(RateLimit.id)
+    .execution_options(**BUILT_ONCE)
+)
 
 
 class LastSuperuserError(ConflictError):
@@ -57,11 +66,12 @@ class CRUDUser(CRUDBase[User, UserCreateInternal, UserUpdate]):
 
     async def get_with_rate_limits(self, db: Database, username: str) -> dict[str, Any] | None:
         """Return the active user of this name as `UserReadRateLimits` has it, or None."""
-        user = await self.get(db, UserReadOwn, username=username, is_deleted=False)
-        if user is None:
+        rows = await fetch_all(db, _SELECT_WITH_RATE_LIMITS, {"username": username})
+        if not rows:
             return None
-        rows = await fetch_all(db, _LIMITS_OF_TIER, {"tier_id": user["tier_id"]})
-        return {**user, "tier_rate_limits": [dict(zip(_LIMIT_KEYS, row, strict=True)) for row in rows]}
+        user = dict(zip(_OWN_KEYS, rows[0], strict=False))
+        limits = [dict(zip(_LIMIT_KEYS, row[len(_OWN_KEYS) :], strict=True)) for row in rows]
+        return {**user, "tier_rate_limits": [limit for limit in limits if limit["id"] is not None]}
 
     async def get_credentials(self, db: Database, username_or_email: str) -> dict[str, Any] | None:
         """Return id, uuid, is_superuser and hashed_password of the active user with this name or address, or None."""
