@@ -91,6 +91,7 @@ class WorkerSettings:
     redis_settings = worker.queue_address(settings)  # for `arq --check`
     job_serializer = serialize
     job_deserializer = deserialize
+    health_check_interval = 10  # for `arq --check`: a worker that stops removes what it finds, which all of them share
     job_timeout = settings.JOB_TIMEOUT
     job_completion_wait = 20  # seconds that a stopped worker gives its jobs before it hands them back
     max_tries = settings.JOB_MAX_TRIES

@@ -45,7 +45,8 @@ def include_routers(app: FastAPI, settings: Settings) -> None:
         *([tasks.router] if has_queue else []),
         *([passwords.reset_router] if has_queue and sends_mail else []),
     ):
-        app.include_router(each, prefix="/api/v1", responses=RESPONSES)
+        # A router of yours may have the `/v1` as its own prefix.
+        app.include_router(each, prefix="/api" if each.prefix == "/v1" else "/api/v1", responses=RESPONSES)
 
 
 router = include_routers

@@ -61,8 +61,9 @@ class Resources:
         return {Settings: self.settings, **{type(each): each for each in objects}}
 
     @asynccontextmanager
-    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Open the servers of the settings and close them in reverse order, also when a later one cannot be opened."""
+        prepare_cached_routes(app)  # again: routes may have been added since the application was built
         setup_logging()
         settings = self.settings
         if not settings.SECRET_KEY:

@@ -485,14 +485,54 @@ class TestRefused:
         with pytest.raises(InvalidRequestError, match="sample: to_invalidate_extra"):
             build(router)
 
-    async def test_extras_on_get_added_later(self) -> None:
+    def test_cache_above_the_decorator_of_the_route(self) -> None:
+        router = APIRouter()
+
+        @cache("sample")
+        @router.patch("/sample/{id}")
+        async def sample(request: Request, id: int) -> None: ...
+
+        with pytest.raises(InvalidRequestError, match="sample: @cache stands below the decorator of the route"):
+            build(router)
+
+    def test_plain_function(self) -> None:
+        def endpoint(request: Request, id: int) -> None: ...
+
+        with pytest.raises(InvalidRequestError, match="endpoint: @cache needs an `async def`"):
+            cache("thing")(endpoint)  # type: ignore[arg-type]
+
+    def test_without_brackets(self) -> None:
+        async def endpoint(request: Request, id: int) -> None: ...
+
+        with pytest.raises(InvalidRequestError, match="@cache takes the prefix of its keys"):
+            cache(endpoint)  # type: ignore[arg-type]
+
+    def test_text_in_place_of_patterns(self) -> None:
+        async def endpoint(request: Request, id: int) -> None: ...
+
+        with pytest.raises(InvalidRequestError, match="pattern_to_invalidate_extra is a list of patterns"):
+            cache("thing", pattern_to_invalidate_extra="thing:*")(endpoint)
+
+    async def test_route_that_is_added_after_the_build_stops_the_start(self) -> None:
         application = build()
 
         @application.get("/sample/{id}")
-        @cache("sample", pattern_to_invalidate_extra=["a:*"])
+        @cache("sample", to_invalidate_extra={"other": "{id}"})
         async def sample(request: Request, id: int) -> None: ...
 
+        with pytest.raises(InvalidRequestError, match="sample: to_invalidate_extra"):
+            async with application.router.lifespan_context(application):
+                pass
+
+    async def test_extras_on_get_added_after_the_start(self) -> None:
+        application = build()
+
         async with open_client(application) as client:
+
+            @application.get("/sample/{id}")
+            @cache("sample", pattern_to_invalidate_extra=["a:*"])
+            async def sample(request: Request, id: int) -> None: ...
+
             assert (await client.get("/sample/7")).status_code == 500
 
     def test_endpoint_that_looks_at_the_caller(self) -> None:

@@ -45,3 +45,8 @@ class TestReadReadiness:
         assert users.status_code == 503
         assert users.headers["Retry-After"].isdigit()
         assert list(users.json()) == ["detail"]
+        [line, *_] = [line for line in server.output.splitlines() if "a table is missing" in line]
+        assert "run `alembic upgrade head`" in line
+        assert "alembic_version" in line
+        await server.client.get("/health/ready")
+        assert server.output.count("alembic_version") == 1

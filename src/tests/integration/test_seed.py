@@ -17,6 +17,7 @@ from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.api import router as the_router
+from app.api import v1
 from app.api.exceptions import ensure_found
 from app.core.config import settings
 from app.core.database import async_get_db
@@ -787,6 +788,13 @@ class TestCreateApplication:
     def test_with_the_router_of_the_service(self) -> None:
         paths = {context.path for context in iter_route_contexts(create_application(settings, the_router).routes)}
         assert {f"{API}/login", f"{API}/users", "/health", "/docs"} <= paths
+
+    def test_with_the_version_as_the_prefix_of_its_own_router(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(v1, "router", APIRouter(prefix="/v1"))
+        v1.router.get("/entities")(lambda: None)
+        app = create_application(router=the_router, settings=settings)
+        paths = {context.path for context in iter_route_contexts(app.routes)}
+        assert {path for path in paths if "entities" in str(path)} == {"/api/v1/entities"}
 
 
 class TestSchemas:

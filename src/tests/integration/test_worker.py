@@ -391,3 +391,16 @@ class TestLostCommand:
                     await JobQueue(client.connection_pool).enqueue_job("nap", "x", 0)
         assert lost
         assert await redis.queue.exists("arq:queue") == 0
+
+
+async def test_check_of_one_worker_survives_the_stop_of_another(workers: Workers, run_program: RunProgram) -> None:
+    """All workers of a queue share the key that `arq --check` looks for, and one that stops removes it."""
+
+    async def is_healthy() -> bool:
+        return await (await run_program("arq", "--check", "app.worker.WorkerSettings")).wait() == 0
+
+    await workers.start()
+    other = await workers.start()
+    await wait_until(is_healthy, 30)
+    await other.stop()
+    await wait_until(is_healthy, 30)

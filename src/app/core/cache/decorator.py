@@ -44,6 +44,9 @@ def cache(
     them stands for an argument. Raises CacheIdentificationInferenceError and InvalidRequestError on wrong use.
     """
 
+    if not isinstance(key_prefix, str):
+        raise InvalidRequestError('@cache takes the prefix of its keys: @cache("book")')
+
     def decorator(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
         extra = to_invalidate_extra or {}, pattern_to_invalidate_extra
         options = CacheOptions(endpoint, key_prefix, resource_id_name, resource_id_type, *extra)
@@ -68,6 +71,7 @@ def cache(
             return answer
 
         wrapper.cache_options = options  # type: ignore[attr-defined]  # read by `cache_options`
+        endpoint.is_under_cache = True  # type: ignore[attr-defined]  # read by `prepare_cached_routes`
         return wrapper
 
     return decorator
@@ -86,11 +90,15 @@ def prepare_cached_routes(app: FastAPI) -> None:
     `get_reader` are left out: a dependency may refuse a request, or count it. A path does not identify a route (a
     mounted application may have the same one), its ASGI app does.
     """
-    early = set[Any]()
+    early, cached, uncached = set[Any](), set[Any](), set[Any]()
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        if not isinstance(route, APIRoute) or (options := cache_options(route)) is None:
+        if not isinstance(route, APIRoute):
             continue
+        if (options := cache_options(route)) is None:
+            uncached.add(route.endpoint)
+            continue
+        cached.add(options.endpoint)
         for method in route.methods or ():
             options.check_method(method)
         if "GET" in (route.methods or ()):
@@ -99,6 +107,9 @@ def prepare_cached_routes(app: FastAPI) -> None:
             is_plain = all(each.call is get_reader for each in context.dependant.dependencies)
             if is_plain and route.methods == {"GET"} and route.body_field is None:
                 early.add(context.app)
+    for endpoint in uncached - cached:
+        if hasattr(endpoint, "is_under_cache"):
+            raise InvalidRequestError(f"{endpoint.__name__}: @cache stands below the decorator of the route")
     app.state.early_routes = early
 
 

@@ -31,6 +31,10 @@ class CacheOptions:
         extra_patterns: Iterable[str] | None,
     ) -> None:
         self.endpoint = endpoint
+        if not inspect.iscoroutinefunction(endpoint):
+            raise InvalidRequestError(f"{endpoint.__name__}: @cache needs an `async def`")
+        if isinstance(extra_patterns, str):
+            raise InvalidRequestError(f"{endpoint.__name__}: pattern_to_invalidate_extra is a list of patterns")
         self._hints = get_type_hints(endpoint)
         self._parameters = inspect.signature(endpoint).parameters
         requests = [name for name, hint in self._hints.items() if isinstance(hint, type) and issubclass(hint, Request)]

@@ -1,5 +1,7 @@
 """Turn PostgreSQL's errors into those of `app.core.exceptions`, by SQLSTATE, and remove row values from them."""
 
+import logging
+from functools import lru_cache
 from typing import Any, cast
 
 import asyncpg
@@ -9,13 +11,15 @@ from app.core import exceptions as errors
 from app.core.database.base import Base
 from app.core.database.server import PostgresServer
 
+logger = logging.getLogger(__name__)
+
 # SQLSTATEs of temporary failures, besides the classes 08 (connection) and 53 (resources):
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TEMPORARY = {
     "25006",  # the server became a read-only standby
     "40001",  # serialization failure
     "40P01",  # deadlock
-    "42P01",  # a table is missing: the migrations have not run yet
+    "42P01",  # a table is missing
     "55P03",  # lock timeout
     "57014",  # statement timeout
     "57P01",  # administrator shutdown
@@ -50,6 +54,8 @@ def translated_error(cause: BaseException, *, is_disconnect: bool, is_delete: bo
     error: errors.AppError | None = None
     if is_disconnect or state in _TEMPORARY or state.startswith(("08", "53")):
         error = errors.DatabaseUnavailableError()
+        if state == "42P01":
+            _report_missing_table(str(cause))
     elif state in {"23505", "23P01"}:
         error = errors.DuplicateValueError(_duplicate_columns(constraint))
     elif state in {"23001", "23503"}:
@@ -59,6 +65,12 @@ def translated_error(cause: BaseException, *, is_disconnect: bool, is_delete: bo
     if error is not None:
         error.constraint = constraint
     return error
+
+
+@lru_cache(maxsize=64)
+def _report_missing_table(message: str) -> None:
+    """Log the name of a table once: each request gets 503 until the migrations have run, which may be never."""
+    logger.error("a table is missing: run `alembic upgrade head`", extra={"error": message})
 
 
 def _remove_row_values(context: ExceptionContext, cause: Any) -> None:
