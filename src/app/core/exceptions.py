@@ -13,9 +13,10 @@ AppError
 └── ServiceUnavailableError     a server or a queue of the service is unavailable or full
     ├── DatabaseUnavailableError
     └── RedisUnavailableError
-InvalidRequestError             `@cache` used in a way that cannot work
+InvalidRequestError             `@cache` or a dependency used in a way that cannot work
 CacheIdentificationInferenceError
 UnknownFilterError              CRUD called with a name that is no column, or without any filter
+IdleTransactionError            PostgreSQL ended a transaction that waited too long for its next statement
 """
 
 from collections.abc import Mapping
@@ -89,7 +90,7 @@ class RedisUnavailableError(ServiceUnavailableError):
 
 
 class InvalidRequestError(Exception):
-    """`@cache` on an endpoint that it cannot serve; raised when the application is built."""
+    """`@cache` on an endpoint that it cannot serve, raised at the start; or `SessionDep` in a WebSocket."""
 
 
 class CacheIdentificationInferenceError(Exception):
@@ -98,3 +99,7 @@ class CacheIdentificationInferenceError(Exception):
 
 class UnknownFilterError(ValueError):
     """A CRUD method got a name that is no column of its model, or a write without any filter."""
+
+
+class IdleTransactionError(Exception):
+    """PostgreSQL ended a transaction that waited longer than POSTGRES_IDLE_TIMEOUT for its next statement."""

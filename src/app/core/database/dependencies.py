@@ -10,12 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.database.engines import engines_of
 from app.core.database.reader import Reader
 from app.core.database.session import transaction
+from app.core.exceptions import InvalidRequestError
 
 _SESSION = "app.session"
 
 
 async def open_transaction(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
     """Open the request's transaction, unless it is open already, and note it in the scope for `session_of`."""
+    if connection.scope["type"] == "websocket":
+        raise InvalidRequestError(
+            "a WebSocket has no transaction: open `async with transaction(engines_of(websocket)) as db:` per message"
+        )
     if (open_session := session_of(connection)) is not None:  # asked for again with `use_cache=False`
         yield open_session
         return

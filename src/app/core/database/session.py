@@ -25,10 +25,15 @@ _OLDEST_TRANSACTION = text(
 
 
 @asynccontextmanager
-async def transaction(engines: Engines = default_engines) -> AsyncIterator[AsyncSession]:
-    """Open a unit of work: commit at the end, roll back on any exception, then run the after-commit callbacks."""
+async def transaction(
+    engines: Engines = default_engines, *, statement_timeout: float | None = None
+) -> AsyncIterator[AsyncSession]:
+    """Open a unit of work: commit at the end, roll back on any exception, then run the after-commit callbacks.
+
+    `statement_timeout`: the seconds that each statement may take, in place of POSTGRES_STATEMENT_TIMEOUT.
+    """
     try:
-        async with engines.session() as db:
+        async with engines.session(statement_timeout) as db:
             yield db
             commit = asyncio.create_task(_commit(db, engines))
             try:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.core.http.context import sent_status
+from app.core.http.context import has_ended, sent_status
 from app.core.logger import request_id
 
 logger = logging.getLogger(__name__)
@@ -26,16 +26,18 @@ class UnexpectedErrors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         try:
             await self.app(scope, receive, send)
         except Exception as error:
             _remove_input(error)
-            if sent_status(scope) is not None:
-                raise
-            logger.exception("unhandled error", extra={"method": scope["method"], "path": scope["path"]})
+            logger.exception("unhandled error", extra={"method": scope.get("method"), "path": scope["path"]})
+            if has_ended(scope):
+                return
+            if scope["type"] == "websocket" or sent_status(scope) is not None:
+                raise  # the server closes the connection, which shows the client that the response is not whole
             handlers = scope["app"].exception_handlers
             handler = handlers.get(500) or handlers.get(Exception)
             if handler is None:
