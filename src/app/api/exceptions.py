@@ -4,12 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from fastapi import HTTPException, Request, Response, WebSocket
+from fastapi import HTTPException, Request, Response, WebSocket, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.requests import HTTPConnection
 from fastapi.routing import iter_route_contexts
 from fastapi.websockets import WebSocketState
-from starlette.status import WS_1008_POLICY_VIOLATION
 
 from app.core import exceptions as errors
 from app.core.http import route_template
@@ -62,14 +61,14 @@ def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) ->
 
 
 async def handle_app_error(connection: HTTPConnection, error: errors.AppError) -> Response:
-    status = status_code(type(error))
-    detail = [{"type": "value_error", "loc": [], "msg": error.detail}] if status == 422 else error.detail
-    response = _json(status, detail, error.headers)
+    code = status_code(type(error))
+    detail = [{"type": "value_error", "loc": [], "msg": error.detail}] if code == 422 else error.detail
+    response = _json(code, detail, error.headers)
     if isinstance(connection, WebSocket):  # Starlette sends no response of a handler here
         if connection.application_state is WebSocketState.CONNECTING:
             await connection.send_denial_response(response)
         else:
-            await connection.close(WS_1008_POLICY_VIOLATION, error.detail[:100])
+            await connection.close(status.WS_1008_POLICY_VIOLATION, error.detail[:100])
     return response
 
 
