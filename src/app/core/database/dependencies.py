@@ -19,7 +19,8 @@ async def open_transaction(connection: HTTPConnection) -> AsyncIterator[AsyncSes
     """Open the request's transaction, unless it is open already, and note it in the scope for `session_of`."""
     if connection.scope["type"] == "websocket":
         raise InvalidRequestError(
-            "a WebSocket has no transaction of its own: open `async with transaction(engines_of(websocket)) as db:` per message"
+            "a WebSocket has no transaction of its own: open one for each message, by "
+            "`async with transaction(engines_of(websocket)) as db:`"
         )
     if (open_session := session_of(connection)) is not None:  # asked for again with `use_cache=False`
         yield open_session

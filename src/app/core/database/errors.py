@@ -7,8 +7,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from app.core import exceptions as errors
 from app.core.database.base import Base
-from app.core.database.pool import LENT_SECONDS
-from app.core.database.server import PostgresServer
+from app.core.database.server import LENT_SECONDS, PostgresServer
 
 # SQLSTATEs of temporary failures, besides the classes 08 (connection) and 53 (resources):
 # https://www.postgresql.org/docs/current/errcodes-appendix.html

@@ -13,8 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
-LENT_SECONDS = "app.lent_seconds"
-"""In the `info` of a connection: how long it was lent when the server ended it."""
+from app.core.database.server import LENT_SECONDS
 
 
 class FairPool(AsyncAdaptedQueuePool):
