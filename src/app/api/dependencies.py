@@ -36,7 +36,8 @@ class BearerScheme(OAuth2PasswordBearer):
         return await super().__call__(cast(Request, connection))
 
 
-BearerToken = Annotated[str | None, Depends(BearerScheme(tokenUrl="/api/v1/login", auto_error=False))]
+_bearer = BearerScheme(tokenUrl="/api/v1/login", scheme_name=OAuth2PasswordBearer.__name__, auto_error=False)
+BearerToken = Annotated[str | None, Depends(_bearer)]
 _basic = HTTPBasic(realm="docs", auto_error=False)
 
 

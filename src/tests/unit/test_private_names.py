@@ -21,7 +21,7 @@ DOCUMENTED = {
     "aiosmtplib", "alembic", "alembic.config", "arq", "arq.connections", "arq.cron", "arq.jobs", "arq.worker",
     "asyncpg", "email_validator", "fastapi", "fastapi.exceptions", "fastapi.openapi.docs", "fastapi.requests",
     "fastapi.responses", "fastapi.routing", "fastapi.security", "fastapi.websockets", "jose", "passlib.context",
-    "pydantic",    "pydantic_core", "pydantic_settings", "redis.asyncio", "redis.asyncio.client", "redis.asyncio.retry",
+    "pydantic", "pydantic_core", "pydantic_settings", "redis.asyncio", "redis.asyncio.client", "redis.asyncio.retry",
     "redis.backoff", "redis.exceptions", "sqlalchemy", "sqlalchemy.dialects.postgresql", "sqlalchemy.engine",
     "sqlalchemy.exc", "sqlalchemy.ext.asyncio", "sqlalchemy.orm", "sqlalchemy.pool", "starlette.concurrency",
     "starlette.exceptions", "starlette.middleware", "starlette.middleware.cors", "starlette.requests",
