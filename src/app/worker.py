@@ -8,6 +8,7 @@ should do no harm.
 import asyncio
 import logging
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from arq import cron
@@ -68,7 +69,7 @@ async def purge_expired(ctx: dict[str, Any]) -> None:
 async def startup(ctx: dict[str, Any]) -> None:
     setup_logging()
     logging.getLogger("arq.worker").addFilter(worker.hide_arguments)
-    ctx["transaction"] = transaction
+    ctx["transaction"] = partial(transaction, statement_timeout=settings.JOB_STATEMENT_TIMEOUT)
     ctx["mailer"] = mailer_for(settings)
     ctx["renewal"] = asyncio.create_task(worker.renew_leases(ctx["redis"]))
 

@@ -4,9 +4,10 @@ calling user, and the guards of routes.
 
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
+from fastapi.requests import HTTPConnection
 from fastapi.security import HTTPBasic, HTTPBasicCredentials, OAuth2PasswordBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -26,22 +27,32 @@ logger = logging.getLogger(__name__)
 
 SessionDep = Annotated[AsyncSession, Depends(async_get_db)]
 ReaderDep = Annotated[Reader, Depends(get_reader)]
-BearerToken = Annotated[str | None, Depends(OAuth2PasswordBearer(tokenUrl="/api/v1/login", auto_error=False))]
 
 
-async def get_optional_user(request: Request, token: BearerToken) -> Caller | None:
+class BearerScheme(OAuth2PasswordBearer):
+    """FastAPI's scheme, which takes only requests, for WebSockets, too: clients send the same header."""
+
+    async def __call__(self, connection: HTTPConnection) -> str | None:
+        return await super().__call__(cast(Request, connection))
+
+
+_bearer = BearerScheme(tokenUrl="/api/v1/login", scheme_name=OAuth2PasswordBearer.__name__, auto_error=False)
+BearerToken = Annotated[str | None, Depends(_bearer)]
+
+
+async def get_optional_user(connection: HTTPConnection, token: BearerToken) -> Caller | None:
     """The user of the request's token, or None without a token; raises UnauthorizedError for an invalid one.
 
     One query also finds whether the session is active, and the limit of the user's tier, should `rate_limiter` want it.
     """
     if token is None:
         return None
-    named = tokens_of(request).read(token)
-    path = sanitize_path(route_template(request))
-    user = await crud_users.get_caller(engines_of(request).reader, named.user, named.session, path=path)
-    if user is None or (isinstance(settings_of(request), SessionSettings) and user["session_id"] is None):
+    named = tokens_of(connection).read(token)
+    path = sanitize_path(route_template(connection))
+    user = await crud_users.get_caller(engines_of(connection).reader, named.user, named.session, path=path)
+    if user is None or (isinstance(settings_of(connection), SessionSettings) and user["session_id"] is None):
         raise UnauthorizedError("The session of this token has ended", challenge='Bearer error="invalid_token"')
-    audit.note(request.scope, who=user["id"])
+    audit.note(connection.scope, who=user["id"])
     return user
 
 
@@ -60,10 +71,10 @@ async def get_current_user(user: OptionalUser) -> Caller:
 CurrentUser = Annotated[Caller, Depends(get_current_user)]
 
 
-async def get_current_superuser(request: Request, user: CurrentUser) -> Caller:
+async def get_current_superuser(connection: HTTPConnection, user: CurrentUser) -> Caller:
     if not user["is_superuser"]:
         raise ForbiddenError("Only superusers are allowed to do this")
-    audit.note(request.scope, superuser=True)
+    audit.note(connection.scope, superuser=True)
     return user
 
 
@@ -116,13 +127,13 @@ async def guard_docs(
         raise ForbiddenError("Only superusers may read the docs")
 
 
-async def rate_limiter(request: Request, user: OptionalUser) -> None:
+async def rate_limiter(connection: HTTPConnection, user: OptionalUser) -> None:
     """Refuse requests beyond the limit of the user's tier on this route, or beyond the default limit."""
-    settings, limiter = settings_of(request), limiter_of(request)
+    settings, limiter = settings_of(connection), limiter_of(connection)
     if not limiter.server.is_open:
         return
-    path = sanitize_path(route_template(request))
-    client = f"user:{user['id']}" if user else f"address:{client_address(request, settings)}"
+    path = sanitize_path(route_template(connection))
+    client = f"user:{user['id']}" if user else f"address:{client_address(connection, settings)}"
     if user is not None and user["rate_limit"] is not None and user["rate_period"] is not None:
         limit, period = user["rate_limit"], user["rate_period"]
     elif isinstance(settings, DefaultRateLimitSettings):
@@ -135,6 +146,6 @@ async def rate_limiter(request: Request, user: OptionalUser) -> None:
     quota = await limiter.hit(f"{path}:{client}", limit, period)
     if quota is None:
         return
-    add_response_headers(request.scope, quota.headers(path))
+    add_response_headers(connection.scope, quota.headers(path))
     if not quota.allowed:
         raise RateLimitExceededError

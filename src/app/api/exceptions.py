@@ -4,9 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from fastapi import HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response, WebSocket, status
 from fastapi.exceptions import RequestValidationError
+from fastapi.requests import HTTPConnection
 from fastapi.routing import iter_route_contexts
+from fastapi.websockets import WebSocketState
 
 from app.core import exceptions as errors
 from app.core.database import Database
@@ -68,11 +70,17 @@ def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) ->
     return Response(body, status, headers, media_type="application/json")
 
 
-async def handle_app_error(_: Request, error: errors.AppError) -> Response:
-    status = status_code(type(error))
+async def handle_app_error(connection: HTTPConnection, error: errors.AppError) -> Response:
+    code = status_code(type(error))
     # The database refused a value without naming its field, so `loc` is empty.
-    detail = [{"type": "value_error", "loc": [], "msg": error.detail}] if status == 422 else error.detail
-    return _json(status, detail, error.headers)
+    detail = [{"type": "value_error", "loc": [], "msg": error.detail}] if code == 422 else error.detail
+    response = _json(code, detail, error.headers)
+    if isinstance(connection, WebSocket):  # Starlette sends no response of a handler here
+        if connection.application_state is WebSocketState.CONNECTING:
+            await connection.send_denial_response(response)
+        else:
+            await connection.close(status.WS_1008_POLICY_VIOLATION, error.detail[:100])
+    return response
 
 
 async def handle_validation_error(_: Request, error: RequestValidationError) -> Response:

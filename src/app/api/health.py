@@ -5,7 +5,7 @@ from sqlalchemy import text
 
 from app.api.dependencies import ReaderDep
 from app.core.cache import store_of
-from app.core.database import Reader
+from app.core.database import Reader, engines_of
 from app.core.exceptions import DatabaseUnavailableError
 from app.core.models import HealthCheck, Readiness
 from app.core.queue import queue_of
@@ -23,16 +23,20 @@ async def read_health(response: Response) -> HealthCheck:
 
 
 @router.get(
-    "/health/ready", responses={503: {"model": Readiness, "description": "PostgreSQL is away, or has no tables yet"}}
+    "/health/ready",
+    responses={
+        503: {"model": Readiness, "description": "PostgreSQL is away or has no tables, or no connection is free"}
+    },
 )
 async def read_readiness(request: Request, response: Response, db: ReaderDep) -> Readiness:
-    """Tell whether the service can answer: 503 without PostgreSQL, `degraded` while a Redis server is away."""
+    """Tell whether the service can answer: 503 without PostgreSQL or connections, `degraded` while a Redis is away."""
     response.headers["Cache-Control"] = "private, no-store"
     roles = (store_of(request).server, queue_of(request).server, limiter_of(request).server)
     checks = {"postgresql": _database_is_up(db), **{server.role: server.is_up() for server in roles if server.is_open}}
     dependencies = dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))
+    dependencies["connection pool"] = not engines_of(request).is_drained
     status = "ready" if all(dependencies.values()) else "degraded"
-    if not dependencies["postgresql"]:
+    if not (dependencies["postgresql"] and dependencies["connection pool"]):
         status, response.status_code = "not ready", 503
     return Readiness(status=status, dependencies={name: "up" if up else "down" for name, up in dependencies.items()})
 

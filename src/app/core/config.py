@@ -72,6 +72,8 @@ class PostgresSettings(SettingsGroup):
     POSTGRES_POOL_TIMEOUT: Seconds = 1
     POSTGRES_STATEMENT_TIMEOUT: Seconds = 2
     POSTGRES_LOCK_TIMEOUT: Seconds = 1.5  # longer than deadlock_timeout, so that one side of a deadlock goes on
+    POSTGRES_IDLE_TIMEOUT: Seconds = 60
+    """How long a transaction may wait for its next statement before PostgreSQL ends it."""
     POSTGRES_STATEMENT_CACHE_SIZE: int = Field(100, ge=0)
     POSTGRES_PREPARED_READS: bool = True
     """Whether reads by primary key, of pages and counts run on the driver directly, which halves their cost."""
@@ -206,6 +208,7 @@ class RedisQueueSettings(SettingsGroup):
     REDIS_QUEUE_PASSWORD: SecretStr | None = None
     REDIS_QUEUE_TIMEOUT: Seconds = 1
     JOB_TIMEOUT: int = Field(300, gt=0)
+    JOB_STATEMENT_TIMEOUT: Seconds = 30
     JOB_MAX_TRIES: int = Field(5, gt=0)
     JOB_RETRY_DELAY: Seconds = 5
     """Seconds until a failed job runs again, doubled for each try."""

@@ -13,9 +13,10 @@ AppError
 └── ServiceUnavailableError     a server or a queue of the service is unavailable or full
     ├── DatabaseUnavailableError
     └── RedisUnavailableError
-InvalidRequestError             `@cache` on an endpoint that it cannot serve
+InvalidRequestError             `@cache` or `SessionDep` on an endpoint that it cannot serve
 CacheIdentificationInferenceError  `@cache` cannot tell which argument is the id
 UnknownFilterError              CRUD got a name that is no column, or a write without a filter
+IdleTransactionError            PostgreSQL ended a transaction that waited too long for its next statement
 """
 
 from collections.abc import Mapping
@@ -88,9 +89,9 @@ class RedisUnavailableError(ServiceUnavailableError):
 
 
 class InvalidRequestError(Exception):
-    """`@cache` requests something that cannot work on this endpoint; says nothing about a request of a client.
+    """`@cache` or `SessionDep` on an endpoint that it cannot serve; says nothing about a request of a client.
 
-    Raised by the decorator, when the application is built or, for a route that was added later, by each request to it.
+    Raised by the decorator, when the application is built or starts, or by each request to the endpoint.
     """
 
 
@@ -100,3 +101,7 @@ class CacheIdentificationInferenceError(Exception):
 
 class UnknownFilterError(ValueError):
     """A CRUD method got a name that is no column of its model, or a write without any filter."""
+
+
+class IdleTransactionError(Exception):
+    """PostgreSQL ended a transaction that waited longer than POSTGRES_IDLE_TIMEOUT for its next statement."""

@@ -28,6 +28,7 @@ from app.core.http.head import HeadRequests
 from app.core.http.hosts import TrustedHosts
 from app.core.http.limits import BodyLimit, RequestTimeout
 from app.core.http.load_shedding import LoadShedding
+from app.core.http.websocket_origins import WebSocketOrigins
 from app.core.logger import setup_logging
 from app.core.queue import QueueClient
 from app.core.rate_limit import RateLimiter
@@ -160,6 +161,7 @@ def _middleware(resources: Resources) -> list[Middleware]:
         Middleware(HeadRequests),
         Middleware(LoadShedding, limit=settings.MAX_CONCURRENT_REQUESTS),
         *([Middleware(TrustedHosts, allowed_hosts=hosts)] if hosts else []),
+        *([Middleware(WebSocketOrigins, allowed_origins=origins)] if is_secured else []),
         Middleware(BodyLimit, max_bytes=settings.MAX_BODY_BYTES),
         Middleware(UnexpectedErrors),
         Middleware(RequestTimeout, seconds=settings.REQUEST_TIMEOUT),

@@ -525,7 +525,7 @@ class TestConnectionSettings:
             ("jit", "off"),
             ("statement_timeout", f"{settings.POSTGRES_STATEMENT_TIMEOUT * 1000:.0f}ms"),
             ("lock_timeout", f"{settings.POSTGRES_LOCK_TIMEOUT * 1000:.0f}ms"),
-            ("idle_in_transaction_session_timeout", f"{settings.POSTGRES_STATEMENT_TIMEOUT * 2000:.0f}ms"),
+            ("idle_in_transaction_session_timeout", f"{settings.POSTGRES_IDLE_TIMEOUT * 1000:.0f}ms"),
         ],
     )
     async def test_on_both_engines(self, name: str, value: str) -> None:

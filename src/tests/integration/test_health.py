@@ -23,7 +23,13 @@ class TestReadReadiness:
         assert response.status_code == 200
         assert response.json() == {
             "status": "ready",
-            "dependencies": {"postgresql": "up", "cache": "up", "queue": "up", "rate limit": "up"},
+            "dependencies": {
+                "postgresql": "up",
+                "cache": "up",
+                "queue": "up",
+                "rate limit": "up",
+                "connection pool": "up",
+            },
         }
         assert response.headers["Cache-Control"] == "private, no-store"
 

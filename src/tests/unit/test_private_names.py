@@ -20,8 +20,9 @@ from tests.environment import SRC
 DOCUMENTED = {
     "aiosmtplib", "alembic", "alembic.config", "arq", "arq.connections", "arq.cron", "arq.jobs", "arq.worker",
     "asyncpg", "email_validator", "fastapi", "fastapi.exceptions", "fastapi.openapi.docs", "fastapi.requests",
-    "fastapi.responses", "fastapi.routing", "fastapi.security", "jose", "passlib.context", "pydantic",
-    "pydantic_core", "pydantic_settings", "redis", "redis.asyncio", "redis.asyncio.client", "redis.asyncio.retry",
+    "fastapi.responses", "fastapi.routing", "fastapi.security", "fastapi.websockets", "jose", "passlib.context",
+    "pydantic", "pydantic_core", "pydantic_settings", "redis", "redis.asyncio", "redis.asyncio.client",
+    "redis.asyncio.retry",
     "redis.backoff", "redis.exceptions", "sqlalchemy", "sqlalchemy.dialects.postgresql", "sqlalchemy.engine",
     "sqlalchemy.exc", "sqlalchemy.ext.asyncio", "sqlalchemy.orm", "sqlalchemy.pool", "starlette.concurrency",
     "starlette.exceptions", "starlette.middleware", "starlette.middleware.cors", "starlette.requests",
@@ -58,7 +59,7 @@ PRIVATE = {
 }
 OVERRIDES = {
     # Methods that the library documents for overriding, or overrides that keep the documented meaning.
-    "ArqJob.__init__", "FairPool.__init__",
+    "ArqJob.__init__", "BearerScheme.__call__", "FairPool.__init__",
     "JobPipeline.psetex", "JobPipeline.reset", "JobPipeline.set",
     "JobQueue.__init__", "JobQueue.enqueue_job", "JobQueue.pipeline",
     "KeyValueFormatter.format",

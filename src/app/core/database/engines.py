@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL, event
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from app.core.config import PostgresSettings, settings
 from app.core.database.errors import translate_error
@@ -16,6 +16,7 @@ from app.core.database.server import PostgresServer
 from app.core.resources import getter
 
 WRITER = "app"  # the `application_name` of the connections for transactions
+DRAINED_SECONDS = 3
 
 
 def database_url(settings: PostgresSettings, server: str | None = None) -> URL:
@@ -39,40 +40,66 @@ class Engines:
         self.replica = self.server
         if settings.POSTGRES_REPLICA_SERVER:
             self.replica = PostgresServer(f"{settings.POSTGRES_REPLICA_SERVER}:{settings.POSTGRES_PORT}")
-        self.write = self._create_engine(settings.POSTGRES_SERVER, self.server, {"application_name": WRITER})
+        self.write = self._create_writing_engine(settings.POSTGRES_STATEMENT_TIMEOUT)
+        self._writing = {settings.POSTGRES_STATEMENT_TIMEOUT: self.write}
         self.read = self._create_engine(
             settings.POSTGRES_REPLICA_SERVER or settings.POSTGRES_SERVER,
             self.replica,
+            settings.POSTGRES_STATEMENT_TIMEOUT,
             {"application_name": "app reader", "default_transaction_read_only": "on"},
             isolation_level="AUTOCOMMIT",
             pool_reset_on_return=None,
         )
-        self.session = async_sessionmaker(self.write, expire_on_commit=False)
         self.reader = Reader(self.read, self.replica, uses_prepared=settings.POSTGRES_PREPARED_READS)
         self.background = set[asyncio.Task[None]]()
         """Tasks that use the engines without a request; they are cancelled by `close`."""
 
+    def session(self, statement_timeout: float | None = None) -> AsyncSession:
+        """Open a session. One with a statement timeout of its own, in seconds, has a connection of another pool.
+
+        After `close`, a session refuses all work: it would borrow a connection that nobody gives back.
+        """
+        seconds = statement_timeout or self.settings.POSTGRES_STATEMENT_TIMEOUT
+        if seconds not in self._writing:
+            self._writing[seconds] = self._create_writing_engine(seconds)
+        return AsyncSession(self._writing[seconds], expire_on_commit=False, close_resets_only=False)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether transactions have held every connection of a pool for seconds, and gave none back."""
+        engines = (*self._writing.values(), self.read)
+        return any(cast(FairPool, engine.pool).seconds_empty > DRAINED_SECONDS for engine in engines)
+
+    def _create_writing_engine(self, statement_timeout: float) -> AsyncEngine:
+        host, server_settings = self.settings.POSTGRES_SERVER, {"application_name": WRITER}
+        return self._create_engine(host, self.server, statement_timeout, server_settings)
+
     def _create_engine(
-        self, host: str, server: PostgresServer, server_settings: Mapping[str, str], **options: Any
+        self,
+        host: str,
+        server: PostgresServer,
+        statement_timeout: float,
+        server_settings: Mapping[str, str],
+        **options: Any,
     ) -> AsyncEngine:
         settings = self.settings
         seconds = {
-            "statement_timeout": settings.POSTGRES_STATEMENT_TIMEOUT,
+            "statement_timeout": statement_timeout,
             "lock_timeout": settings.POSTGRES_LOCK_TIMEOUT,
-            "idle_in_transaction_session_timeout": 2 * settings.POSTGRES_STATEMENT_TIMEOUT,
+            "idle_in_transaction_session_timeout": settings.POSTGRES_IDLE_TIMEOUT,
         }
         engine = create_async_engine(
             database_url(settings, host),
             poolclass=FairPool,
             pool_size=settings.POSTGRES_POOL_SIZE,
-            max_overflow=0,
+            max_overflow=-1,  # the pool itself bounds them
             pool_timeout=settings.POSTGRES_POOL_TIMEOUT,
             hide_parameters=True,  # a password's hash may be among them, and errors are logged
             connect_args={
                 "async_creator_fn": server.connect,
                 "timeout": settings.POSTGRES_CONNECT_TIMEOUT,
                 # The server ends a statement at its timeout; the client's is longer, for a server that is gone.
-                "command_timeout": settings.POSTGRES_STATEMENT_TIMEOUT + 0.25,
+                "command_timeout": statement_timeout + 0.25,
                 "statement_cache_size": settings.POSTGRES_STATEMENT_CACHE_SIZE,
                 "prepared_statement_cache_size": settings.POSTGRES_STATEMENT_CACHE_SIZE,
                 "server_settings": {
@@ -84,8 +111,10 @@ class Engines:
             },
             **options,
         )
+        translate = partial(translate_error, server, settings.POSTGRES_IDLE_TIMEOUT)
+        event.listen(engine.sync_engine, "connect", cast(FairPool, engine.pool).free_slot_at_end)
         event.listen(engine.sync_engine, "checkout", server.refuse_dead_connection)
-        event.listen(engine.sync_engine, "handle_error", partial(translate_error, server))
+        event.listen(engine.sync_engine, "handle_error", translate)
         return engine
 
     async def close(self) -> None:
@@ -94,7 +123,7 @@ class Engines:
             server.stop_retrying()
         for task in self.background:
             task.cancel()
-        for engine in (self.write, self.read):
+        for engine in (*self._writing.values(), self.read):
             try:
                 async with asyncio.timeout(self.settings.POSTGRES_CONNECT_TIMEOUT):
                     await engine.dispose()

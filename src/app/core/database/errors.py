@@ -9,7 +9,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from app.core import exceptions as errors
 from app.core.database.base import Base
-from app.core.database.server import PostgresServer
+from app.core.database.server import LENT_SECONDS, PostgresServer
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _TEMPORARY = {
 }
 
 
-def translate_error(server: PostgresServer, context: ExceptionContext) -> None:
+def translate_error(server: PostgresServer, idle_timeout: float, context: ExceptionContext) -> None:
     """Raise the matching error of ours (event `handle_error`); any other error passes unchanged."""
     original = context.original_exception
     if isinstance(original, TimeoutError):
@@ -39,6 +39,14 @@ def translate_error(server: PostgresServer, context: ExceptionContext) -> None:
             cast(Any, context.connection.connection.driver_connection).terminate()
             server.mark_silent(original)
     cause = original.__cause__ or original
+    if context.is_disconnect and context.connection is not None:
+        seconds = context.connection.info.get(LENT_SECONDS, 0)
+        if seconds >= idle_timeout:
+            raise errors.IdleTransactionError(
+                f"PostgreSQL ended the transaction, which had its connection for {seconds:.0f} s: it may wait"
+                f" {idle_timeout:g} s (POSTGRES_IDLE_TIMEOUT) for its next statement. Call other services before or"
+                " after a transaction, not within it"
+            ) from cause
     if getattr(cause, "detail", None):
         _remove_row_values(context, cause)
     is_delete = getattr(context.execution_context, "isdelete", False)

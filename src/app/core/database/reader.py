@@ -5,14 +5,15 @@ read. It does so only if all types are in `TYPES` and SQLAlchemy passes their va
 `tests/integration/test_prepared_types.py` proves that the results equal SQLAlchemy's own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import asyncpg
 from sqlalchemy import Dialect, Executable, types
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult, AsyncSession
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.core.database.errors import translated_error
@@ -60,7 +61,7 @@ class Reader:
 
     def __init__(self, engine: AsyncEngine, server: PostgresServer, *, uses_prepared: bool) -> None:
         self._uses_prepared = uses_prepared
-        self._engine = engine.sync_engine
+        self._engine = engine
         self._server = server
 
     async def fetch_all(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
@@ -73,15 +74,29 @@ class Reader:
         except PoolTimeoutError as error:
             raise DatabaseUnavailableError from error
 
+    @asynccontextmanager
+    async def stream(self, statement: Executable) -> AsyncIterator[AsyncResult[Any]]:
+        """Read rows in constant memory, all of one moment: `async with db.stream(…) as rows: async for row in rows: …`.
+
+        The block holds a connection.
+        """
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(isolation_level="REPEATABLE READ")  # a cursor needs a transaction
+                async with connection.begin():
+                    yield await connection.stream(statement)
+        except PoolTimeoutError as error:
+            raise DatabaseUnavailableError from error
+
     def _fetch(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
         # AsyncConnection would use three greenlets (connect, execute, close); one saves a fifth of a small request.
-        with self._engine.connect() as connection:
+        with self._engine.sync_engine.connect() as connection:
             return connection.execute(statement, parameters).all()
 
     def _fetch_prepared(self, prepared: PreparedStatement, parameters: Mapping[str, Any]) -> Sequence[Any]:
         values = {**prepared.defaults, **parameters}
         arguments = [values[name] for name in prepared.names]
-        connection = self._engine.raw_connection()
+        connection = self._engine.sync_engine.raw_connection()
         driver: Any = connection.driver_connection
         try:
             return cast(Sequence[Any], await_only(driver.fetch(prepared.sql, *arguments)))

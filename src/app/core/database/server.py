@@ -11,6 +11,9 @@ from app.core.exceptions import DatabaseUnavailableError
 
 logger = logging.getLogger(__name__)
 
+LENT_SECONDS = "app.lent_seconds"
+"""In the `info` of a pooled connection that the server ended: how long it had been lent."""
+
 
 class PostgresServer:
     """Open connections to one server, and fail at once while the server is silent.

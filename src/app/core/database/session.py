@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database.engines import WRITER, Engines, default_engines, engines_of
 from app.core.database.reader import Reader
-from app.core.exceptions import DatabaseUnavailableError
+from app.core.exceptions import DatabaseUnavailableError, InvalidRequestError
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,15 @@ _UNKNOWN_OUTCOME = (
 
 
 @asynccontextmanager
-async def transaction(engines: Engines = default_engines) -> AsyncIterator[AsyncSession]:
-    """Open a unit of work: commit at the end and run the callbacks of `on_commit`, or roll back on any exception."""
+async def transaction(
+    engines: Engines = default_engines, *, statement_timeout: float | None = None
+) -> AsyncIterator[AsyncSession]:
+    """Open a unit of work: commit at the end and run the callbacks of `on_commit`, or roll back on any exception.
+
+    `statement_timeout`: the seconds that each statement may take, in place of POSTGRES_STATEMENT_TIMEOUT.
+    """
     try:
-        async with engines.session() as db:
+        async with engines.session(statement_timeout) as db:
             yield db
             commit = asyncio.create_task(_commit(db, engines))
             try:
@@ -100,6 +105,11 @@ async def _call(callbacks: Sequence[AfterCommit]) -> None:
 # -------- dependencies of endpoints --------
 async def open_transaction(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
     """Open the request's transaction, unless it is open already, and keep it in the scope for `session_of`."""
+    if connection.scope["type"] == "websocket":
+        raise InvalidRequestError(
+            "a WebSocket has no transaction of its own: open one for each message, by "
+            "`async with transaction(engines_of(websocket)) as db:`"
+        )
     if (open_session := session_of(connection)) is not None:  # asked for again with `use_cache=False`
         yield open_session
         return

@@ -16,6 +16,7 @@ from app.core.security import PasswordHasher, TokenSigner
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _RESPONSE_HEADERS = "app.response_headers"
 _STATUS = "app.status"
+_ENDED = "app.ended"
 
 settings_of = getter(Settings)
 passwords_of = getter(PasswordHasher)
@@ -31,6 +32,11 @@ def sent_status(scope: Scope) -> int | None:
     """The status of the response, or None before it has begun."""
     status: int | None = scope[_STATUS]
     return status
+
+
+def has_ended(scope: Scope) -> bool:
+    """Tell whether the whole response has left, so that only background tasks of the endpoint still run."""
+    return scope[_ENDED] is True
 
 
 def matched_route(scope: Scope) -> Any:
@@ -72,7 +78,7 @@ class RequestContext:
         request_id.set(identity.decode())
         extra = [*self.headers, (b"x-request-id", identity)]
         # A copy: the server's own scope stays as it was.
-        scope = {**scope, SCOPE_KEY: self.resources, _RESPONSE_HEADERS: extra, _STATUS: None}
+        scope = {**scope, SCOPE_KEY: self.resources, _RESPONSE_HEADERS: extra, _STATUS: None, _ENDED: False}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -81,5 +87,7 @@ class RequestContext:
                 if self.has_client_cache and not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"private, no-store"))
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                scope[_ENDED] = True
 
         await self.app(scope, receive, send_with_headers)

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.core.http.context import sent_status
+from app.core.http.context import has_ended, sent_status
 from app.core.logger import request_id
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,13 @@ class UnexpectedErrors:
             if isinstance(error, ValidationException):  # it quotes values, such as a password's hash, and is logged
                 for item in error.errors():
                     item.pop("input", None)
-            if scope["type"] != "http" or sent_status(scope) is not None:
+            if scope["type"] == "lifespan":
                 raise
-            logger.exception("unhandled error", extra={"method": scope["method"], "path": scope["path"]})
+            logger.exception("unhandled error", extra={"method": scope.get("method"), "path": scope["path"]})
+            if has_ended(scope):
+                return
+            if scope["type"] == "websocket" or sent_status(scope) is not None:
+                raise  # the server closes the connection, which shows the client that the response is not whole
             handlers = scope["app"].exception_handlers
             handler = handlers.get(500) or handlers.get(Exception)
             if handler is None:
