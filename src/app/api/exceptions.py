@@ -1,6 +1,7 @@
 """Turn the errors of `app.core.exceptions` into responses, and document them in OpenAPI with `responses(...)`."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from app.crud.crud_base import CRUDBase
 from app.crud.statements import Lookup
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 STATUS_CODES: Mapping[type[errors.AppError], int] = {
     errors.AppError: 500,  # a subclass with neither an entry nor an ancestor below
@@ -71,9 +73,13 @@ def _json(status: int, detail: Any, headers: Mapping[str, str] | None = None) ->
 
 
 async def handle_app_error(connection: HTTPConnection, error: errors.AppError) -> Response:
-    code = status_code(type(error))
-    # The database refused a value without naming its field, so `loc` is empty.
-    detail = [{"type": "value_error", "loc": [], "msg": error.detail}] if code == 422 else error.detail
+    code, detail = status_code(type(error)), error.detail
+    if code == 422:
+        field = getattr(error, "field", None)
+        place = next((each for each in ("path", "query") if field in getattr(connection, f"{each}_params")), "body")
+        loc = [] if field is None else [place, field]
+        logger.warning("value refused", extra={"path": route_template(connection), "loc": loc, "error": repr(error)})
+        return _json(code, [{"type": "value_error", "loc": loc, "msg": detail}])
     response = _json(code, detail, error.headers)
     if isinstance(connection, WebSocket):  # Starlette sends no response of a handler here
         if connection.application_state is WebSocketState.CONNECTING:

@@ -34,9 +34,10 @@ async def read_readiness(request: Request, response: Response, db: ReaderDep) ->
     roles = (store_of(request).server, queue_of(request).server, limiter_of(request).server)
     checks = {"postgresql": _database_is_up(db), **{server.role: server.is_up() for server in roles if server.is_open}}
     dependencies = dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))
-    dependencies["connection pool"] = not engines_of(request).is_drained
+    if engines_of(request).is_drained:
+        dependencies["connection pool"] = False
     status = "ready" if all(dependencies.values()) else "degraded"
-    if not (dependencies["postgresql"] and dependencies["connection pool"]):
+    if not dependencies["postgresql"] or "connection pool" in dependencies:
         status, response.status_code = "not ready", 503
     return Readiness(status=status, dependencies={name: "up" if up else "down" for name, up in dependencies.items()})
 

@@ -16,6 +16,8 @@ _RANDOM_KEY = secrets.token_hex(32)
 _PLACEHOLDERS = ("openssl", "your", "change", "example", "placeholder", "secret", "password", "result of")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+# The type that OpenAPI has; a placeholder without an @ is none.
+ContactEmail = Annotated[EmailStr | None, BeforeValidator(lambda text: text if "@" in (text or "") else None)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -34,10 +36,7 @@ class AppSettings(SettingsGroup):
     APP_DESCRIPTION: str | None = None
     APP_VERSION: str = "0.1.0"
     CONTACT_NAME: str | None = None
-    # The type that OpenAPI has; a placeholder without an @ is none.
-    CONTACT_EMAIL: Annotated[EmailStr | None, BeforeValidator(lambda text: text if "@" in (text or "") else None)] = (
-        None
-    )
+    CONTACT_EMAIL: ContactEmail = None
     LICENSE_NAME: str | None = Field(None, validation_alias=AliasChoices("LICENSE_NAME", "LICENSE"))
     MAX_BODY_BYTES: int = Field(1024 * 1024, gt=0)
     REQUEST_TIMEOUT: Seconds = 30
@@ -72,8 +71,7 @@ class PostgresSettings(SettingsGroup):
     POSTGRES_POOL_TIMEOUT: Seconds = 1
     POSTGRES_STATEMENT_TIMEOUT: Seconds = 2
     POSTGRES_LOCK_TIMEOUT: Seconds = 1.5  # longer than deadlock_timeout, so that one side of a deadlock goes on
-    POSTGRES_IDLE_TIMEOUT: Seconds = 60
-    """How long a transaction may wait for its next statement before PostgreSQL ends it."""
+    POSTGRES_IDLE_TIMEOUT: Seconds = 60  # of a transaction, between two statements
     POSTGRES_STATEMENT_CACHE_SIZE: int = Field(100, ge=0)
     POSTGRES_PREPARED_READS: bool = True
     """Whether reads by primary key, of pages and counts run on the driver directly, which halves their cost."""

@@ -66,7 +66,13 @@ class StillReferencedError(ConflictError):
 
 
 class InvalidValueError(AppError, ValueError):
-    detail = "A value cannot be stored: it is out of range or has characters that the database refuses"
+    """A value of the client's; `field` is its column, where that is known."""
+
+    detail = "A value cannot be stored: it is too long, out of range or not allowed, or has characters that are refused"
+
+    def __init__(self, detail: str | None = None, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
 
 
 class RateLimitExceededError(AppError):

@@ -135,6 +135,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
                 if (row := found.one_or_none()) is None:
                     raise NotFoundError(f"{value.model.__name__} not found")
                 values[name] = row[0]
+        self._refuse_nulls(object)
         row = self.model(**object.model_dump(), **values)
         for name, value in [*sa.inspect(row).dict.items()]:
             if isinstance(value, datetime) and value.utcoffset():  # the database returns moments in UTC
@@ -196,6 +197,13 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
             raise UnknownFilterError(f"a write without a filter would change every row of {self.model.__name__}")
         return sql.parse_filters(self.model, filters)
 
+    def _refuse_nulls(self, object: BaseModel) -> None:
+        """Raise InvalidValueError for a client's null in a column that has none."""
+        for name, column in sql.columns_of(self.model).items():
+            is_null = name in object.model_fields_set and getattr(object, name) is None
+            if is_null and isinstance(column, sa.Column) and not column.nullable:
+                raise InvalidValueError("This must not be null", field=name)
+
     async def _update(
         self,
         db: AsyncSession,
@@ -207,6 +215,8 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         values = object.model_dump(exclude_unset=True) if isinstance(object, BaseModel) else dict(object)
         if unknown := values.keys() - attributes.keys():
             raise UnknownFilterError(f"{self.model.__name__} has no column {', '.join(map(repr, sorted(unknown)))}")
+        if isinstance(object, BaseModel):
+            self._refuse_nulls(object)
         if "updated_at" in attributes:
             values = {"updated_at": now(), **values}
         shape, parameters = self._parse_filters(filters)

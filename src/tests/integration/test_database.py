@@ -15,7 +15,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from pydantic import SecretStr
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 from starlette.types import Message, Receive, Scope, Send
@@ -560,8 +560,6 @@ class TestErrors:
             ({"name": "a" * 301}, InvalidValueError, InvalidValueError.detail),
             ({"name": "a\x00"}, InvalidValueError, InvalidValueError.detail),
             ({"name": "\ud800"}, InvalidValueError, InvalidValueError.detail),
-            ({"name": None}, InvalidValueError, InvalidValueError.detail),
-            ({"name": 7}, InvalidValueError, InvalidValueError.detail),
             ({"drawer_id": 2**31}, InvalidValueError, InvalidValueError.detail),
             ({"drawer_id": 2**63}, InvalidValueError, InvalidValueError.detail),
             ({"period": 0}, InvalidValueError, InvalidValueError.detail),
@@ -575,6 +573,19 @@ class TestErrors:
         assert type(raised.value) is error
         assert raised.value.detail == detail
         assert len(await fetch("SELECT FROM slip")) == 1
+
+    @pytest.mark.parametrize(("name", "message"), [(None, "null value in column"), (7, r"query argument \$1")])
+    async def test_fault_of_the_code_passes_without_its_value(self, name: Any, message: str) -> None:
+        with pytest.raises(DBAPIError, match=message) as raised:
+            async with transaction() as db:
+                await db.execute(text(INSERT), {**GOOD, "path": "secret", "name": name})
+        causes: list[str] = []
+        cause: BaseException | None = raised.value
+        while cause is not None:
+            causes.append(str(cause))
+            cause = cause.__cause__ or cause.__context__
+        assert not any("secret" in each or "7" in each for each in causes), causes
+        assert any("name" in each for each in causes[1:])
 
     async def test_of_a_delete(self) -> None:
         drawer = await make_drawer()

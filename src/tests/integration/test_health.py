@@ -28,7 +28,6 @@ class TestReadReadiness:
                 "cache": "up",
                 "queue": "up",
                 "rate limit": "up",
-                "connection pool": "up",
             },
         }
         assert response.headers["Cache-Control"] == "private, no-store"

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from fastapi import Request
+from starlette.routing import Route
 
 from app.api.exceptions import handle_app_error, responses, status_code
 from app.core.exceptions import (
@@ -64,7 +66,8 @@ def test_status_of_a_class_without_an_entry() -> None:
 
 @pytest.mark.parametrize("error", STATUS_CODES)
 async def test_response(error: type[AppError]) -> None:
-    response = await handle_app_error(None, error("Read \ud800 this"))  # type: ignore[arg-type]
+    scope = {"type": "http", "path_params": {}, "query_string": b"", "route": Route("/sample", print)}
+    response = await handle_app_error(Request(scope), error("Read \ud800 this"))
     assert response.status_code == STATUS_CODES[error]
     in_list = {"type": "value_error", "loc": [], "msg": "Read \ud800 this"}
     detail = [in_list] if response.status_code == 422 else "Read \ud800 this"

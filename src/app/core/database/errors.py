@@ -1,10 +1,13 @@
 """Turn PostgreSQL's errors into those of `app.core.exceptions`, by SQLSTATE, and remove row values from them."""
 
 import logging
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
 
 import asyncpg
+from sqlalchemy import CheckConstraint
 from sqlalchemy.engine import ExceptionContext
 
 from app.core import exceptions as errors
@@ -26,6 +29,18 @@ _TEMPORARY = {
     "57P02",  # crash of another server process
     "57P03",  # the server is starting up
 }
+# SQLSTATEs of values that the client chose. All others of the class 22, and 23502 (NULL), are faults of the code.
+_VALUE_REFUSED = {
+    "22001",  # too long
+    "22003",  # out of range
+    "22008",  # a moment out of range
+    "22021",  # a character that the database cannot store
+    "22P05",  # likewise, in JSON
+    "23514",  # a check constraint
+}
+
+_ARGUMENT = re.compile(r"invalid input for query argument \$(\d+)")
+_QUOTED_VALUES = re.compile(r"(invalid input for query argument \$\d+): .*|\nDETAIL:.*", re.DOTALL)
 
 
 def translate_error(server: PostgresServer, idle_timeout: float, context: ExceptionContext) -> None:
@@ -47,16 +62,25 @@ def translate_error(server: PostgresServer, idle_timeout: float, context: Except
                 f" {idle_timeout:g} s (POSTGRES_IDLE_TIMEOUT) for its next statement. Call other services before or"
                 " after a transaction, not within it"
             ) from cause
-    if getattr(cause, "detail", None):
-        _remove_row_values(context, cause)
-    is_delete = getattr(context.execution_context, "isdelete", False)
-    translated = translated_error(cause, is_disconnect=context.is_disconnect, is_delete=is_delete)
+    remove_values(cause, original, context.sqlalchemy_exception)
+    execution: Any = context.execution_context
+    translated = translated_error(
+        cause,
+        is_disconnect=context.is_disconnect,
+        is_delete=getattr(execution, "isdelete", False),
+        parameters=getattr(getattr(execution, "compiled", None), "positiontup", None) or (),
+    )
     if translated is not None:
         raise translated from cause
 
 
-def translated_error(cause: BaseException, *, is_disconnect: bool, is_delete: bool) -> errors.AppError | None:
-    """Return the error of ours for a driver's error, or None. `is_delete` tells the two foreign-key errors apart."""
+def translated_error(
+    cause: BaseException, *, is_disconnect: bool, is_delete: bool = False, parameters: Sequence[str] = ()
+) -> errors.AppError | None:
+    """Return the error of ours for a driver's error; None for a fault of the code, which becomes a 500.
+
+    `is_delete` tells the two foreign-key errors apart; `parameters` are the names of those that the driver numbers.
+    """
     state: str = getattr(cause, "sqlstate", None) or ""
     constraint: str | None = getattr(cause, "constraint_name", None)
     error: errors.AppError | None = None
@@ -68,8 +92,15 @@ def translated_error(cause: BaseException, *, is_disconnect: bool, is_delete: bo
         error = errors.DuplicateValueError(_duplicate_columns(constraint))
     elif state in {"23001", "23503"}:
         error = errors.StillReferencedError() if is_delete else errors.MissingReferenceError()
-    elif state.startswith("22") or state in {"23502", "23514"} or isinstance(cause, asyncpg.DataError):
-        error = errors.InvalidValueError()
+    elif state in _VALUE_REFUSED:
+        error = errors.InvalidValueError(field=_checked_column(constraint))
+    elif refused := _ARGUMENT.match(str(cause)):  # by the driver: out of range, or of another type than the column
+        names = {number: name.removeprefix("set_").removeprefix("where_") for number, name in enumerate(parameters, 1)}
+        name, reason = names.get(int(refused[1])), cause.__cause__
+        if isinstance(reason, OverflowError | UnicodeEncodeError) or "out of float32 range" in str(reason):
+            error = errors.InvalidValueError(field=name)
+        else:
+            cause.args = (f"{refused[0]} ({name}): {type(reason).__name__}",)
     if error is not None:
         error.constraint = constraint
     return error
@@ -81,12 +112,24 @@ def _report_missing_table(message: str) -> None:
     logger.error("a table is missing: run `alembic upgrade head`", extra={"error": message})
 
 
-def _remove_row_values(context: ExceptionContext, cause: Any) -> None:
-    """Remove PostgreSQL's DETAIL, which quotes row values such as a password's hash: errors are logged."""
-    cause.detail = None
-    for error in (context.original_exception, context.sqlalchemy_exception):
-        if error is not None:
-            error.args = tuple(str(part).partition("\nDETAIL:")[0] for part in error.args)
+def remove_values(*causes: BaseException | None) -> None:
+    """Remove the values that PostgreSQL and the driver quote, such as a password's hash: errors are logged."""
+    for cause in filter(None, causes):
+        if isinstance(cause, asyncpg.PostgresError):
+            cause.detail = None
+        cause.args = tuple(_QUOTED_VALUES.sub(r"\1", str(part)) for part in cause.args)
+        if isinstance(cause, asyncpg.DataError) and type(cause.__cause__) is ValueError:
+            cause.__cause__.args = tuple(part for part in cause.__cause__.args if "out of float32 range" in str(part))
+
+
+def _checked_column(constraint_name: str | None) -> str | None:
+    """Name the column of a check constraint, if it is about one only."""
+    for table in Base.metadata.tables.values():
+        for each in table.constraints:
+            if isinstance(each, CheckConstraint) and constraint_name is not None and each.name == constraint_name:
+                names = [column.name for column in table.columns if re.search(rf"\b{column.name}\b", str(each.sqltext))]
+                return names[0] if len(names) == 1 else None
+    return None
 
 
 def _duplicate_columns(constraint_name: str | None) -> str | None:

@@ -10,13 +10,12 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
-import asyncpg
 from sqlalchemy import Dialect, Executable, types
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncResult, AsyncSession
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from app.core.database.errors import translated_error
+from app.core.database.errors import remove_values, translated_error
 from app.core.database.server import PostgresServer
 from app.core.exceptions import DatabaseUnavailableError
 
@@ -104,9 +103,8 @@ class Reader:
             if isinstance(error, TimeoutError):
                 driver.terminate()
                 self._server.mark_silent(error)
-            if isinstance(error, asyncpg.PostgresError):
-                error.detail = None  # it quotes row values
-            translated = translated_error(error, is_disconnect=driver.is_closed(), is_delete=False)
+            remove_values(error)
+            translated = translated_error(error, is_disconnect=driver.is_closed(), parameters=prepared.names)
             if translated is None:
                 raise
             raise translated from error
