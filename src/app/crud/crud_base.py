@@ -22,6 +22,7 @@ from app.core.database import Base, Database, fetch_all
 from app.core.exceptions import InvalidValueError, NotFoundError, UnknownFilterError
 from app.core.models import now
 from app.crud import statements as sql
+from app.crud.values import values_of
 
 ModelT = TypeVar("ModelT", bound=Base)
 CreateT = TypeVar("CreateT", bound=BaseModel)
@@ -60,6 +61,9 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
     """
 
     def __init__(self, model: type[ModelT]) -> None:
+        mapper = sa.inspect(model)
+        if mapper.inherits is not None or mapper.version_id_col is not None:
+            raise TypeError(f"{model.__name__} inherits a mapping or has versions: write it through a session")
         self.model = model
 
     async def get(self, db: Database, schema_to_select: Schema | None = None, **filters: Any) -> dict[str, Any] | None:
@@ -135,8 +139,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
                 if (row := found.one_or_none()) is None:
                     raise NotFoundError(f"{value.model.__name__} not found")
                 values[name] = row[0]
-        self._refuse_nulls(object)
-        row = self.model(**object.model_dump(), **values)
+        row = self.model(**values_of(self.model, object), **values)
         for name, value in [*sa.inspect(row).dict.items()]:
             if isinstance(value, datetime) and value.utcoffset():  # the database returns moments in UTC
                 setattr(row, name, value.astimezone(UTC))
@@ -197,13 +200,6 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
             raise UnknownFilterError(f"a write without a filter would change every row of {self.model.__name__}")
         return sql.parse_filters(self.model, filters)
 
-    def _refuse_nulls(self, object: BaseModel) -> None:
-        """Raise InvalidValueError for a client's null in a column that has none."""
-        for name, column in sql.columns_of(self.model).items():
-            is_null = name in object.model_fields_set and getattr(object, name) is None
-            if is_null and isinstance(column, sa.Column) and not column.nullable:
-                raise InvalidValueError("This must not be null", field=name)
-
     async def _update(
         self,
         db: AsyncSession,
@@ -212,11 +208,9 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
         returned: sql.Columns = (),
     ) -> CursorResult[Any]:
         attributes = sql.columns_of(self.model)
-        values = object.model_dump(exclude_unset=True) if isinstance(object, BaseModel) else dict(object)
+        values = values_of(self.model, object, exclude_unset=True)
         if unknown := values.keys() - attributes.keys():
             raise UnknownFilterError(f"{self.model.__name__} has no column {', '.join(map(repr, sorted(unknown)))}")
-        if isinstance(object, BaseModel):
-            self._refuse_nulls(object)
         if "updated_at" in attributes:
             values = {"updated_at": now(), **values}
         shape, parameters = self._parse_filters(filters)

@@ -1,10 +1,13 @@
 """The two engines of an application: for transactions, and for single read-only statements."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
+from pydantic import SecretBytes, SecretStr
+from pydantic_core import to_jsonable_python
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
@@ -29,6 +32,13 @@ def database_url(settings: PostgresSettings, server: str | None = None) -> URL:
         port=settings.POSTGRES_PORT,
         database=settings.POSTGRES_DB,
     )
+
+
+def _to_json(value: Any) -> Any:
+    """Encode what Pydantic can encode but the standard library cannot, except secrets."""
+    if isinstance(value, SecretStr | SecretBytes):
+        raise TypeError("a secret in a JSON column: hash it, or give its get_secret_value()")
+    return to_jsonable_python(value)
 
 
 class Engines:
@@ -94,6 +104,7 @@ class Engines:
             pool_size=settings.POSTGRES_POOL_SIZE,
             max_overflow=-1,  # the pool itself bounds them
             pool_timeout=settings.POSTGRES_POOL_TIMEOUT,
+            json_serializer=partial(json.dumps, default=_to_json),
             hide_parameters=True,  # a password's hash may be among them, and errors are logged
             connect_args={
                 "async_creator_fn": server.connect,
