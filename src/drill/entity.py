@@ -286,8 +286,8 @@ def type_in(top: Path) -> None:
         (top / name).parent.mkdir(exist_ok=True)
         (top / name).write_text(text)
     routers = top / "src/app/api/v1/__init__.py"
-    first, last = routers.read_text().split("from app.core.config", 1)
-    routers.write_text(f"{first}{IMPORT}\nfrom app.core.config{last}\n\n{INCLUDE}\n")
+    before, line, after = routers.read_text().partition("from fastapi import APIRouter\n")
+    routers.write_text(f"{before}{line}\n{IMPORT}\n{after}\n{INCLUDE}\n")
     commands = ("upgrade head", 'revision --autogenerate -m "add products"', "upgrade head")
     script = " && ".join(f"{sys.executable} -m alembic {command}" for command in commands)
     command = [sys.executable, "-m", "scripts.servers", "sh", "-c", script]

@@ -3,7 +3,7 @@ calling user, and the guards of routes.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
@@ -133,7 +133,6 @@ async def rate_limiter(connection: HTTPConnection, user: OptionalUser) -> None:
     if not limiter.server.is_open:
         return
     path = sanitize_path(route_template(connection))
-    client = f"user:{user['id']}" if user else f"address:{client_address(connection, settings)}"
     if user is not None and user["rate_limit"] is not None and user["rate_period"] is not None:
         limit, period = user["rate_limit"], user["rate_period"]
     elif isinstance(settings, DefaultRateLimitSettings):
@@ -143,9 +142,25 @@ async def rate_limiter(connection: HTTPConnection, user: OptionalUser) -> None:
             logger.warning("no rate limit for this tier and path, the default is used", extra=values)
     else:
         return
-    quota = await limiter.hit(f"{path}:{client}", limit, period)
+    await _count(connection, user, path, limit, period)
+
+
+def rate_limit(limit: int, *, per: int) -> Callable[..., Awaitable[None]]:
+    """Make a dependency: at most `limit` requests of one client to a route in `per` seconds, whatever its tier."""
+
+    async def limit_route(connection: HTTPConnection, user: OptionalUser) -> None:
+        if limiter_of(connection).server.is_open:
+            await _count(connection, user, f"{route_template(connection)}:{limit}:{per}", limit, per)
+
+    return limit_route
+
+
+async def _count(connection: HTTPConnection, user: Caller | None, name: str, limit: int, period: int) -> None:
+    """Count a request of the client under the name of a limit; raise RateLimitExceededError beyond it."""
+    client = f"user:{user['id']}" if user else f"address:{client_address(connection, settings_of(connection))}"
+    quota = await limiter_of(connection).hit(f"{name}:{client}", limit, period)
     if quota is None:
         return
-    add_response_headers(connection.scope, quota.headers(path))
+    add_response_headers(connection.scope, quota.headers(name))
     if not quota.allowed:
         raise RateLimitExceededError

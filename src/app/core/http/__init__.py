@@ -6,5 +6,9 @@
 
 from app.core.http.client_address import client_address
 from app.core.http.context import add_response_headers, passwords_of, route_template, settings_of, tokens_of
+from app.core.http.limits import max_body_bytes, request_timeout
 
-__all__ = ["add_response_headers", "client_address", "passwords_of", "route_template", "settings_of", "tokens_of"]
+__all__ = [
+    "add_response_headers", "client_address", "max_body_bytes", "passwords_of", "request_timeout", "route_template",
+    "settings_of", "tokens_of",
+]  # fmt: skip

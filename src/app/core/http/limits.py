@@ -2,47 +2,87 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
+from fastapi.requests import HTTPConnection
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.http.context import sent_status
+from app.core.http.context import matched_route, sent_status
 
 logger = logging.getLogger(__name__)
 
+Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
+_DEADLINE = "app.deadline"
+
+
+def max_body_bytes(number: int) -> Callable[[Endpoint], Endpoint]:
+    """Give an endpoint its own limit in place of MAX_BODY_BYTES; the time to send such a body is not limited.
+
+    `@max_body_bytes(10**9)` stands below the decorator of the route.
+    """
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        endpoint.max_body_bytes = number  # type: ignore[attr-defined]  # read by `BodyLimit`
+        return endpoint
+
+    return mark
+
+
+def request_timeout(seconds: float | None) -> Callable[[HTTPConnection], Awaitable[None]]:
+    """Make a dependency that gives a route its own time in place of REQUEST_TIMEOUT; None: no limit."""
+
+    async def set_deadline(connection: HTTPConnection) -> None:
+        now = asyncio.get_running_loop().time()
+        connection.scope[_DEADLINE].reschedule(None if seconds is None else now + seconds)
+
+    return set_deadline
+
 
 class BodyLimit:
-    """Answer 413 to bodies of more than `max_bytes`.
+    """Answer 413 to bodies of more than `max_bytes`, or than the endpoint's own limit.
 
-    FastAPI's `max_body_size` checks the announced length only when the body is read, and then answers in plain text
-    outside all other middleware.
+    FastAPI's `max_body_size` answers in plain text, outside all other middleware.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
-        self.detail = f"The body is too large: send no more than {max_bytes} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if announced.isdigit() and int(announced) > self.max_bytes:
-            await JSONResponse({"detail": self.detail}, 413)(scope, receive, send)
-            return
-        received = 0
+        received = int(announced) if announced.isdigit() else 0
+        limit = time_left = None
 
         async def receive_and_count() -> Message:
-            nonlocal received
+            nonlocal received, limit, time_left
+            deadline = scope[_DEADLINE]
+            if limit is None:  # only now the route is known
+                own = getattr(matched_route(scope).endpoint, "max_body_bytes", None) if "route" in scope else None
+                limit = own or self.max_bytes
+                self._check(received, limit)
+                received = 0
+                if own and deadline.when() is not None:
+                    time_left = deadline.when() - asyncio.get_running_loop().time()
+                    deadline.reschedule(None)
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise HTTPException(413, self.detail)
+            self._check(received, limit)
+            if time_left is not None and not message.get("more_body"):
+                deadline.reschedule(asyncio.get_running_loop().time() + time_left)
+                time_left = None
             return message
 
         await self.app(scope, receive_and_count, send)
+
+    def _check(self, number: int, limit: int) -> None:
+        if number > limit:
+            raise HTTPException(413, f"The body is too large: send no more than {limit} bytes")
 
 
 class RequestTimeout:
@@ -54,6 +94,7 @@ class RequestTimeout:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         deadline = asyncio.timeout(self.seconds if scope["type"] == "http" else None)
+        scope[_DEADLINE] = deadline
         try:
             async with deadline:
                 await self.app(scope, receive, send)
