@@ -311,18 +311,21 @@ async def test_packets_that_are_late(run: Run) -> None:
 
 
 class Blackout:
-    """A delay that holds packets from the fifth second after the first read until the eleventh."""
+    """A delay that holds packets from the eighth second after the first read until the fourteenth.
+
+    A process that has just started distrusts its cache for five seconds.
+    """
 
     def __init__(self) -> None:
         self._began = math.inf
 
     def delay(self) -> float:
         since = time.monotonic() - self._began
-        return 11 - since if 5 < since < 11 else random.uniform(0, 0.02)
+        return 14 - since if 8 < since < 14 else random.uniform(0, 0.02)
 
     def is_over(self, blogs: Blogs) -> bool:
         self._began = min(self._began, time.monotonic())
-        return time.monotonic() - self._began > 18
+        return time.monotonic() - self._began > 26
 
 
 async def test_packets_that_are_later_than_anybody_waits(run: Run) -> None:
