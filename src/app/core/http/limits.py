@@ -5,7 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from fastapi import FastAPI
 from fastapi.requests import HTTPConnection
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 _DEADLINE = "app.deadline"
+_TOO_LARGE = "The body is too large: send no more than {} bytes"
 
 
 def max_body_bytes(number: int) -> Callable[[Endpoint], Endpoint]:
@@ -57,6 +60,9 @@ class BodyLimit:
             return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         received = int(announced) if announced.isdigit() else 0
+        if received > self.max_bytes and received > (largest := _largest_limit(scope["app"], self.max_bytes)):
+            await JSONResponse({"detail": _TOO_LARGE.format(largest)}, 413)(scope, receive, send)
+            return
         limit = time_left = None
 
         async def receive_and_count() -> Message:
@@ -65,14 +71,14 @@ class BodyLimit:
             if limit is None:  # only now the route is known
                 own = getattr(matched_route(scope).endpoint, "max_body_bytes", None) if "route" in scope else None
                 limit = own or self.max_bytes
-                self._check(received, limit)
+                _check(received, limit)
                 received = 0
                 if own and deadline.when() is not None:
                     time_left = deadline.when() - asyncio.get_running_loop().time()
                     deadline.reschedule(None)
             message = await receive()
             received += len(message.get("body", b""))
-            self._check(received, limit)
+            _check(received, limit)
             if time_left is not None and not message.get("more_body"):
                 deadline.reschedule(asyncio.get_running_loop().time() + time_left)
                 time_left = None
@@ -80,9 +86,16 @@ class BodyLimit:
 
         await self.app(scope, receive_and_count, send)
 
-    def _check(self, number: int, limit: int) -> None:
-        if number > limit:
-            raise HTTPException(413, f"The body is too large: send no more than {limit} bytes")
+
+def _check(number: int, limit: int) -> None:
+    if number > limit:
+        raise HTTPException(413, _TOO_LARGE.format(limit))
+
+
+def _largest_limit(app: FastAPI, default: int) -> int:
+    """Return the largest limit of any route: beyond it, no body needs routing."""
+    endpoints = [getattr(context.original_route, "endpoint", None) for context in iter_route_contexts(app.routes)]
+    return max(default, *(getattr(endpoint, "max_body_bytes", 0) for endpoint in endpoints))
 
 
 class RequestTimeout:
