@@ -317,7 +317,9 @@ def statements() -> Iterator[Statements]:
 def _recording(name: str, recorded_engine: AsyncEngine, recorded: Statements) -> Iterator[None]:
     # The driver's log has the queries without parameters, such as BEGIN and COMMIT; SQLAlchemy's event has the others.
     def log(query: Any) -> None:
-        recorded.all.append((name, query.query))
+        # A new connection asks once for the types of arrays and enums.
+        if "typeinfo_tree" not in query.query and "set_config('jit'" not in query.query:
+            recorded.all.append((name, query.query))
 
     def checkout(connection: Any, *_: Any) -> None:
         connection.driver_connection.add_query_logger(log)

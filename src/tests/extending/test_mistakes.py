@@ -179,6 +179,10 @@ class TestMistakeOfTheClient:
         assert made.status_code == 201, made.text
         assert_refused(await client.patch(f"/thing/{made.json()}", json=body), *place)
 
+    async def test_number_that_json_has_not(self, client: httpx.AsyncClient) -> None:
+        headers = {"Content-Type": "application/json"}
+        assert_refused(await client.post("/thing", content=b'{"details": {"a": NaN}}', headers=headers))
+
     async def test_id_that_no_row_can_have(self, client: httpx.AsyncClient) -> None:
         assert_refused(await client.get(f"/thing/{2**31}"), "path", "id")
         assert_refused(await client.get("/things", params={"stars": 2**31}), "query", "stars")

@@ -92,7 +92,7 @@ def translated_error(
         error = errors.DuplicateValueError(_duplicate_columns(constraint))
     elif state in {"23001", "23503"}:
         error = errors.StillReferencedError() if is_delete else errors.MissingReferenceError()
-    elif state in _VALUE_REFUSED:
+    elif state in _VALUE_REFUSED or (state == "22P02" and "type json" in str(cause)):  # NaN, which Python can read
         error = errors.InvalidValueError(field=_checked_column(constraint))
     elif refused := _ARGUMENT.match(str(cause)):  # by the driver: out of range, or of another type than the column
         names = {number: name.removeprefix("set_").removeprefix("where_") for number, name in enumerate(parameters, 1)}
