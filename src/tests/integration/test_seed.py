@@ -5,6 +5,7 @@ The blocks stand here as they were printed, with slips corrected (misspelt impor
 """
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ from app.schemas.tier import Tier as TierSchema
 from app.schemas.user import User as UserSchema
 from app.schemas.user import UserRead
 from scripts.servers import free_port
-from tests.environment import connected
+from tests.environment import PEOPLE, connected
 from tests.fixtures import Program, RedisRoles, RunningServer, RunProgram, RunServer, RunWorker, open_client
 from tests.repository import clone_to
 
@@ -544,14 +545,15 @@ class TestEnvironmentVariables:
         self, src: Path, empty_database: str, run_program: RunProgram, run_server: RunServer
     ) -> None:
         (src / ".env").write_text(ENV)
-        servers = {"POSTGRES_DB": empty_database, "ENV_FILE": str(src / ".env"), "SECRET_KEY": ""}
+        people = {name: "" for name in os.environ if name.startswith(PEOPLE)}  # those of the clone's own `.env`
+        servers = {"POSTGRES_DB": empty_database, "ENV_FILE": str(src / ".env"), "SECRET_KEY": "", **people}
         status, output = await run(run_program, "python -m scripts.create_first_superuser", src, **servers)
         assert (status, output.count("\n")) == (1, 1)
         assert "ADMIN_EMAIL: Value error, this is not an e-mail address" in output
         assert "ADMIN_USERNAME: " in output
         for script in ("superuser", "tier"):
             command = f"python -m src.scripts.create_first_{script}"  # of Docker Compose, in the folder above
-            status, output = await run(run_program, command, src.parent, **servers, **ADMIN, PYTHONPATH=str(src))
+            status, output = await run(run_program, command, src.parent, **(servers | ADMIN), PYTHONPATH=str(src))
             assert status == 0, output
         assert output == "Tier free created.\n"
         gunicorn = "gunicorn app.main:app -w 4 -k uvicorn.workers.UvicornWorker -b 0.0.0.0:{port}"
