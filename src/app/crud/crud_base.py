@@ -220,7 +220,7 @@ class CRUDBase(Generic[ModelT, CreateT, UpdateT, UpdateInternalT, DeleteT]):
             statement = statement.values({attributes[name]: values[name] for name in values.keys() - plain.keys()})
         loaded = [row for row in db.identity_map.values() if isinstance(row, self.model)]
         if loaded:
-            await db.flush()  # what was changed in these rows before
+            await db.flush()  # write the pending changes of these rows first
         result = await db.execute(statement, parameters | {f"set_{name}": value for name, value in plain.items()})
         for row in loaded:
             with contextlib.suppress(InvalidRequestError):  # another transaction has deleted the row

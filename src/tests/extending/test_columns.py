@@ -1,4 +1,4 @@
-"""Columns of every type that people use: what is written is read the same by every method, over HTTP."""
+"""Columns of every common type: every method reads the value that was written, over HTTP."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -249,11 +249,6 @@ async def clone(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clone
         clone.write({"app/models/sample.py": MODEL, "app/api/v1/samples.py": ROUTES})
         await clone.migrate()
         yield clone
-
-
-@pytest.fixture
-def client(server: RunningServer) -> httpx.AsyncClient:
-    return server.client
 
 
 async def write(client: httpx.AsyncClient, **changes: Any) -> dict[str, Any]:

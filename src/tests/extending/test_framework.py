@@ -170,11 +170,6 @@ async def server(clone: Clone) -> RunningServer:
     return await clone.start(REQUEST_TIMEOUT="1.5")
 
 
-@pytest.fixture
-def client(server: RunningServer) -> httpx.AsyncClient:
-    return server.client
-
-
 class TestRouter:
     async def test_options(self, server: RunningServer, client: httpx.AsyncClient) -> None:
         assert (await client.get("/keyed/thing")).status_code == 400

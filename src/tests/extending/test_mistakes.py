@@ -140,11 +140,6 @@ async def server(clone: Clone) -> RunningServer:
     return await clone.start()
 
 
-@pytest.fixture
-async def client(server: RunningServer) -> httpx.AsyncClient:
-    return server.client
-
-
 def assert_refused(answer: httpx.Response, *place: str) -> None:
     assert answer.status_code == 422, answer.text
     [item] = answer.json()["detail"]

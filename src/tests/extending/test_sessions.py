@@ -3,12 +3,11 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from tests.extending.clone import Clone, open_clone
+from tests.extending.clone import Clone
 from tests.fixtures import RunningServer
 from tests.helper import wait_until
 
@@ -128,13 +127,6 @@ async def report(seconds: float, statement_timeout: float | None = None) -> None
 
 
 @pytest.fixture(scope="module")
-async def clone(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clone]:
-    async with open_clone(tmp_path_factory.mktemp("clone")) as clone:
-        clone.write({"app/api/v1/own.py": ROUTES})
-        yield clone
-
-
-@pytest.fixture(scope="module")
 async def server(clone: Clone) -> RunningServer:
     return await clone.start(
         POSTGRES_POOL_SIZE=str(POOL_SIZE),
@@ -142,11 +134,6 @@ async def server(clone: Clone) -> RunningServer:
         POSTGRES_STATEMENT_TIMEOUT="2",
         POSTGRES_IDLE_TIMEOUT=str(IDLE_SECONDS),
     )
-
-
-@pytest.fixture
-def client(server: RunningServer) -> httpx.AsyncClient:
-    return server.client
 
 
 async def assert_pool_is_whole(client: httpx.AsyncClient) -> None:

@@ -1,14 +1,13 @@
 """WebSockets with the dependencies of requests."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.extending.clone import Clone, open_clone
+from tests.extending.clone import Clone
 from tests.fixtures import RunningServer
 
 ROUTES = """
@@ -73,13 +72,6 @@ async def refuse_later(websocket: WebSocket) -> None:
 async def use_request_session(websocket: WebSocket, db: SessionDep) -> None:
     await websocket.accept()
 """
-
-
-@pytest.fixture(scope="module")
-async def clone(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clone]:
-    async with open_clone(tmp_path_factory.mktemp("clone")) as clone:
-        clone.write({"app/api/v1/own.py": ROUTES})
-        yield clone
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,6 @@ async def _migrate_when_reachable(engines: Engines) -> None:
             return await migrate(engines)
         except DatabaseUnavailableError:
             pass
-        except Exception:  # whatever a migration raises
+        except Exception:  # a migration is the user's code and may raise any error; all end the process
             logger.exception("migrations failed")
             return signal.raise_signal(signal.SIGTERM)

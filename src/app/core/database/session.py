@@ -98,7 +98,7 @@ async def _call(callbacks: Sequence[AfterCommit]) -> None:
     for callback in callbacks:
         try:
             await callback()
-        except Exception:  # the response says whether the commit succeeded, whatever a callback does
+        except Exception:  # the commit has succeeded: no error of a callback may change the response
             logger.exception("after-commit callback failed")
 
 
